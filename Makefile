@@ -1,0 +1,40 @@
+# Every target sets up its own environment in .venv (python3.11, the exact versions of constraints.txt): nothing
+# needs to be installed or active before. `make` alone prints what there is.
+
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+OUT    ?= out
+
+# One thread in the linear algebra of each test process: the processes are what runs in parallel.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+help:  ## this list
+	@awk -F ':.*##' '/^[a-z]+:.*##/ { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(STAMP)  ## digits and sinusoids in under three minutes: tables, and a picture whose path comes last
+	@$(BIN)/python -m experiments.demo --out $(OUT)/demo
+
+test: $(STAMP)  ## the whole test suite, README and docstrings included
+	@$(TEST_ENV) $(BIN)/python -m pytest -q --numprocesses=auto $(ARGS)
+
+lint: $(STAMP)  ## ruff (rules and format) and mypy (strict)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(STAMP)  ## timings, as a table and as JSON with the environment
+	@$(BIN)/python -m benchmarks --out $(OUT)/bench
+
+clean:  ## remove the environment, the caches and what runs wrote
+	rm -rf $(VENV) $(OUT) .mypy_cache .pytest_cache .ruff_cache
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; name another 3.11 or later: make PYTHON=python3.12 ..."; exit 1; }
+	@test -x $(BIN)/python || { echo "Setting up $(VENV) ..."; $(PYTHON) -m venv $(VENV); }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

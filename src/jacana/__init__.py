@@ -1,0 +1,48 @@
+"""Jacana turns a trained network into a Gaussian process and adapts it to a new task by exact inference.
+
+The whole pipeline, from a network to error bars:
+
+    >>> import jacana, torch
+    >>> _ = torch.manual_seed(0)
+    >>> net = torch.nn.Sequential(torch.nn.Linear(1, 40), torch.nn.Tanh(), torch.nn.Linear(40, 1))  # a trained network
+    >>> x, y = torch.linspace(-2, 2, 20).unsqueeze(1), torch.linspace(-2, 2, 20).sin()  # a new task
+    >>> gp, likelihood = jacana.maximize_evidence(jacana.TangentGP(net), x, y)  # learn its scales
+    >>> post = gp.condition(x, y, likelihood=likelihood)  # adapt
+    >>> prediction = post.predict(torch.tensor([[0.5], [9.0]]))
+    >>> bool(abs(prediction.mean[0] - 0.479) < 0.05), bool(prediction.std[1] > prediction.std[0])
+    (True, True)
+"""
+
+from jacana import errors as errors
+from jacana.estimators import NTKRegressor as NTKRegressor
+from jacana.evidence import maximize_evidence as maximize_evidence
+from jacana.likelihoods import Gaussian as Gaussian
+from jacana.linearization import Linearization as Linearization
+from jacana.linearization import linearize as linearize
+from jacana.operators import NTK as NTK
+from jacana.operators import Jacobian as Jacobian
+from jacana.posteriors import FunctionSpace as FunctionSpace
+from jacana.posteriors import LeaveOneOut as LeaveOneOut
+from jacana.posteriors import Posterior as Posterior
+from jacana.posteriors import TangentGP as TangentGP
+from jacana.posteriors import WeightSpace as WeightSpace
+from jacana.prediction import Prediction as Prediction
+from jacana.solvers import Cholesky as Cholesky
+
+__all__ = [
+    "NTK",
+    "Cholesky",
+    "FunctionSpace",
+    "Gaussian",
+    "Jacobian",
+    "LeaveOneOut",
+    "Linearization",
+    "NTKRegressor",
+    "Posterior",
+    "Prediction",
+    "TangentGP",
+    "WeightSpace",
+    "errors",
+    "linearize",
+    "maximize_evidence",
+]

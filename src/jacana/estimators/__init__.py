@@ -1,0 +1,3 @@
+"""Estimators: the scikit-learn face."""
+
+from jacana.estimators.regressor import NTKRegressor as NTKRegressor

@@ -1,0 +1,83 @@
+"""The search over many scales and noises: exact gradients from several starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from jacana.errors import NotPositiveDefinite
+from jacana.evidence.spectrum import NOISE_RANGE
+from jacana.evidence.statistics import Statistics
+from jacana.likelihoods import Gaussian
+
+__all__ = ["ascend"]
+
+_N_SPREAD = 4
+Vector = NDArray[np.float64]
+
+
+def ascend(
+    found: Statistics, *, learn_scales: bool, by_output: bool, noise: Gaussian | None
+) -> tuple[list[float], list[float]]:
+    """Scales (one a group) and noises (one, or one an output) of the largest evidence found.
+
+    Starts are the best points of a coarse grid over one common scale and one common noise, and spread ones around the
+    best; each is climbed by L-BFGS in the logarithms of what is learned, within bounds relative to the data.
+    """
+    rms = found.root_mean_square.cpu().numpy()
+    typical = float(np.sqrt((rms**2).mean()))
+    n_scales = found.n_scales if learn_scales else 0
+    n_noises = 0 if noise is not None else (found.c if by_output else 1)
+    unit = np.log(typical) - np.log(np.maximum(found.size.cpu().numpy(), 1e-300))  # a layer alone explains the data
+    floor = np.where(rms > 0, rms, typical) if by_output else np.array([typical])
+    bounds = [(u - np.log(1e5), u + np.log(1e3)) for u in unit[:n_scales]]
+    bounds += [(np.log(f * NOISE_RANGE[0]), np.log(f * NOISE_RANGE[1])) for f in floor[:n_noises]]
+    given = None if noise is None else noise.variances(found.n, found.c, found.residual.device)
+
+    def evaluate(point: Vector) -> tuple[float, Vector]:
+        variable = torch.tensor(point, dtype=torch.float64, device=found.residual.device, requires_grad=True)
+        scales = variable[:n_scales].exp() if n_scales else variable.new_ones(found.n_scales)
+        noises = (2.0 * variable[n_scales:]).exp()
+        variances = given if given is not None else noises.expand(found.n, found.c)
+        try:
+            with torch.enable_grad():
+                value = found.log_evidence(scales, variances)
+                (slope,) = torch.autograd.grad(value, variable)
+        except RuntimeError:  # torch.linalg.LinAlgError: not positive definite at these scales
+            return 1e300, np.zeros_like(point)
+        return -float(value), -slope.cpu().numpy()
+
+    best, where = np.inf, None
+    for start in _starts(evaluate, unit[:n_scales], np.log(floor[:n_noises]), bounds):
+        result = minimize(evaluate, start, jac=True, bounds=bounds, method="L-BFGS-B", options={"maxiter": 300})
+        if result.fun < best:
+            best, where = float(result.fun), result.x
+    if where is None:
+        raise NotPositiveDefinite(
+            "prior_std: no scale within bounds gives a covariance that float64 can factorise; repeated examples with "
+            "noise_std fixed too small? Learn the noise, or give a larger one."
+        )
+    scales = [float(s) for s in np.exp(where[:n_scales])] or [1.0] * found.n_scales
+    return scales, [float(s) for s in np.exp(where[n_scales:])]
+
+
+def _starts(
+    evaluate: Callable[[Vector], tuple[float, Vector]], unit: Vector, floor: Vector, bounds: list[tuple[float, float]]
+) -> list[Vector]:
+    """The three best of a grid over a common scale and a common noise, and spread points around the best."""
+    low, high = np.array(bounds).T
+    share = 0.5 * np.log(max(len(unit), 1))
+    grid = [
+        np.clip(np.concatenate([unit - share + s, floor + b]), low, high)
+        for s in np.log([1e-3, 1e-2, 1e-1, 1.0, 10.0])
+        for b in np.log([1e-3, 1e-2, 0.1, 0.3, 1.0])
+    ]
+    unique = list({point.tobytes(): point for point in grid}.values())
+    ranked = sorted(unique, key=lambda point: evaluate(point)[0])
+    generator = np.random.default_rng(0)
+    spread = [np.clip(ranked[0] + generator.normal(0.0, 1.5, len(low)), low, high) for _ in range(_N_SPREAD)]
+    return [*ranked[:3], *spread]

@@ -1,0 +1,89 @@
+"""The Gaussian likelihood: y = f(x) + ε, ε ~ N(0, σ²), independent over examples and outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from jacana.errors import InvalidData, InvalidOption
+
+__all__ = ["Gaussian"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Gaussian:
+    """y = f(x) + ε with noise of standard deviation ``noise_std``.
+
+    Args:
+        noise_std: σ in the units of y: a number; (c,), one for each output; or (n, c), one for each observation.
+            Not negative; zero interpolates, and needs a kernel of full rank.
+
+    Raises:
+        InvalidOption: negative, not finite, or of rank over two.
+
+    Example:
+        >>> import jacana
+        >>> jacana.Gaussian(0.1)
+        Gaussian(noise_std=0.1)
+        >>> jacana.Gaussian([0.1, 0.2]).noise_std
+        tensor([0.1000, 0.2000], dtype=torch.float64)
+    """
+
+    noise_std: Float64[Tensor, "..."]
+
+    def __init__(self, noise_std: Any) -> None:
+        try:
+            std = torch.as_tensor(noise_std).detach().to("cpu", torch.float64, copy=True)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InvalidOption(
+                f"noise_std: got {noise_std!r}; expected a number, (c,) or (n, c) standard deviations."
+            ) from error
+        if std.ndim > 2 or std.numel() == 0:
+            raise InvalidOption(f"noise_std: got shape {tuple(std.shape)}; expected a number, (c,) or (n, c).")
+        if torch.as_tensor(noise_std).is_complex() or not bool(torch.isfinite(std).all()) or bool((std < 0).any()):
+            raise InvalidOption(
+                f"noise_std: got {noise_std!r}; expected finite standard deviations, zero or larger (σ, not σ²)."
+            )
+        object.__setattr__(self, "noise_std", std)
+
+    def variances(self, n: int, c: int, device: torch.device) -> Float64[Tensor, "n c"]:
+        """σ² of every observation.
+
+        Raises:
+            InvalidData: the noise has a shape that fits neither the outputs nor the observations.
+        """
+        std = self.noise_std
+        if std.ndim == 1 and len(std) not in (1, c):
+            raise InvalidData(
+                f"noise_std: got {len(std)} standard deviations for {c} outputs; expected ({c},), one for each output, "
+                f"or ({n}, {c}), one for each observation."
+            )
+        if std.ndim == 2 and tuple(std.shape) != (n, c):
+            raise InvalidData(
+                f"noise_std: got shape {tuple(std.shape)} for {n} examples with {c} outputs; expected ({n}, {c}). "
+                "Noise that is given for each example belongs to these examples only: give it anew for others."
+            )
+        return std.square().expand(n, c).to(device)
+
+    def followed_by(self, other: Gaussian, n: int, m: int, c: int) -> Gaussian:
+        """The noise of n examples and then of m others."""
+        if (
+            self.noise_std.ndim < 2
+            and other.noise_std.ndim < 2
+            and torch.equal(self.noise_std.expand(c), other.noise_std.expand(c))
+        ):
+            return self
+        cpu = torch.device("cpu")
+        return Gaussian(torch.cat([self.variances(n, c, cpu), other.variances(m, c, cpu)]).sqrt())
+
+    def __repr__(self) -> str:
+        std = self.noise_std
+        shown = (
+            f"{float(std):.6g}" if std.ndim == 0 else str([round(v, 6) for v in std.tolist()]) if std.ndim == 1 else ""
+        )
+        return f"Gaussian(noise_std={shown or tuple(std.shape)})"

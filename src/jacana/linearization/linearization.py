@@ -1,0 +1,279 @@
+"""Linearization: f(x) ≈ f(x; θ0) + J(x) δ, with exact products J v and Jᵀ u on mini-batches."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from jacana.errors import InvalidData, InvalidOption
+from jacana.linearization.features import Features, features
+from jacana.linearization.probe import Findings, probe
+from jacana.networks import (
+    Data,
+    Examples,
+    Network,
+    Selection,
+    as_examples,
+    as_pairs,
+    differentiable,
+    refuse_batch_statistics,
+)
+
+__all__ = ["Linearization", "linearize"]
+
+_BATCH_SIZE = 256
+_BLOCK_BYTES = 2**28
+
+
+def linearize(
+    net: nn.Module,
+    parameters: Selection = None,
+    output: Callable[[Any], Tensor] | None = None,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    *,
+    batch_size: int | None = None,
+) -> Linearization:
+    """Linearize a trained network at its present weights θ0.
+
+        f(x; θ0 + δ) ≈ f(x; θ0) + J(x) δ,     J(x) = ∂f(x; θ0)/∂θ
+
+    The network is copied: later training of ``net`` does not reach the linearization, and ``net`` is never changed.
+    Nothing is computed before the first data come; then a probe audits the network on a few examples and chooses the
+    fastest exact route to its derivatives.
+
+    Args:
+        net: any trained module.
+        parameters: the θ to linearize in: full names, dotted prefixes, modules, parameters, or several of these.
+            By default every parameter that requires a gradient.
+        output: takes from what the network returns the tensor (n, c) or (n,), e.g. ``lambda out: out.logits``.
+        forward: calls the network, ``forward(net, x)``, where passing a tensor (one argument), a tuple (positional
+            arguments) or a mapping (keyword arguments) does not do.
+        batch_size: examples in one pass; by default 256.
+
+    Raises:
+        InvalidOption: no module, an unknown name, an empty selection.
+        UnsupportedNetwork: it cannot be copied, or (at the first data) it is random or mixes examples.
+
+    Example:
+        >>> import jacana, torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+        >>> lin = jacana.linearize(net, parameters="2")
+        >>> lin.n_parameters, lin.layers
+        (27, {'2': ('2.weight', '2.bias')})
+        >>> x = torch.randn(5, 2)
+        >>> lin(x).shape, lin.jvp(x, torch.ones(27)).shape, lin.vjp(x, torch.ones(5, 3)).shape
+        (torch.Size([5, 3]), torch.Size([5, 3]), torch.Size([27]))
+        >>> lin.route(x)
+        'forward'
+    """
+    network = Network(net, parameters, output, forward)
+    refuse_batch_statistics(network)
+    return Linearization(network, batch_size)
+
+
+@final
+class Linearization:
+    """A network at θ0 with its exact derivatives; made by :func:`linearize`.
+
+    All products are in the network's dtype and on its device, and take ``batch_size`` to overrule the default.
+    """
+
+    def __init__(self, network: Network, batch_size: int | None = None) -> None:
+        self.network = network
+        self._batch_size = _valid_batch_size(batch_size) or _BATCH_SIZE
+        self._findings: dict[tuple[Any, ...], Findings] = {}
+        self._guard = threading.RLock()
+
+    @property
+    def n_parameters(self) -> int:
+        """The number p of selected parameters."""
+        return self.network.n_parameters
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the selected parameters, in ``named_parameters`` order."""
+        return self.network.names
+
+    @property
+    def layers(self) -> dict[str, tuple[str, ...]]:
+        """Layer name to the selected parameters that this module owns itself."""
+        return self.network.layers
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the products."""
+        return self.network.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.network.device
+
+    def __repr__(self) -> str:
+        kind = type(self.network.module).__name__
+        return f"Linearization({kind}, {self.n_parameters:,} parameters in {len(self.layers)} layers, {self.dtype})"
+
+    def route(self, x: Data) -> str:
+        """Which exact way to J v the probe chose for inputs like ``x``.
+
+        Returns:
+            ``"forward"``, ``"forward, oneDNN off"``, ``"double backward"`` or ``"rows"``.
+        """
+        return self.findings(self.examples(x)).route.name
+
+    def __call__(self, x: Data, *, batch_size: int | None = None) -> Float[Tensor, "n c"]:
+        """The network's own output f(x; θ0), (n, c); a network that returns (n,) has c = 1."""
+        examples = self.examples(x)
+        self.findings(examples)
+        with differentiable(), torch.no_grad():
+            network = self.network
+            return torch.cat([network(network.values, batch) for batch in self._batches(examples, batch_size)])
+
+    def jvp(
+        self, x: Data, v: Tensor, *, batch_size: int | None = None
+    ) -> Float[Tensor, "n c"] | Float[Tensor, "n c k"]:
+        """J(x) v, exactly: the change of the outputs for a small change of the weights.
+
+        Args:
+            x: n examples.
+            v: (p,), or k columns (p, k).
+            batch_size: examples in one pass.
+
+        Returns:
+            (n, c), or (n, c, k).
+
+        Raises:
+            InvalidData: examples or ``v`` that cannot be used.
+        """
+        examples = self.examples(x)
+        route = self.findings(examples).route
+        vectors = self._vector(v, "v", (self.n_parameters,), f"one entry a selected parameter, p = {self.n_parameters}")
+        columns = vectors.unsqueeze(1) if vectors.ndim == 1 else vectors
+        if columns.shape[1] == 0:
+            c = self.findings(examples).n_outputs
+            return columns.new_zeros(len(examples), c, 0)
+        with route.context():
+            parts = [route.jvp(self.network, batch, columns) for batch in self._batches(examples, batch_size)]
+        product = torch.cat(parts).to(self.dtype)
+        return product.squeeze(2) if vectors.ndim == 1 else product
+
+    def vjp(self, x: Data, u: Tensor, *, batch_size: int | None = None) -> Float[Tensor, " p"] | Float[Tensor, "p k"]:
+        """J(x)ᵀ u, exactly: the gradient of Σ u·f in the selected parameters.
+
+        Args:
+            x: n examples.
+            u: (n, c) or (n·c,), row i·c + k for output k of example i; or k columns (n·c, k).
+            batch_size: examples in one pass.
+
+        Returns:
+            (p,), or (p, k). A tensor (n·c, k) with c = 1 and one column is told from (n, c) by neither: it gives (p,).
+
+        Raises:
+            InvalidData: examples or ``u`` that cannot be used.
+        """
+        examples = self.examples(x)
+        n, c = len(examples), self.findings(examples).n_outputs
+        cotangents = self._vector(u, "u", (n * c, n), f"(n, c) = ({n}, {c}), or ({n * c},), or ({n * c}, k)")
+        if cotangents.shape == (n, c) or cotangents.ndim == 1:
+            return self._vjp(examples, cotangents.reshape(n, c, 1), batch_size).squeeze(1)
+        if len(cotangents) != n * c:
+            raise InvalidData(
+                f"u: got shape {tuple(u.shape)}; expected (n, c) = ({n}, {c}), ({n * c},) or ({n * c}, k)."
+            )
+        return self._vjp(examples, cotangents.reshape(n, c, -1), batch_size)
+
+    def jacobian(self, x: Data, *, batch_size: int | None = None) -> Float[Tensor, "nc p"]:
+        """The dense Jacobian, row i·c + k for output k of example i: for small cases, it holds n·c·p numbers."""
+        examples = self.examples(x)
+        blocks = [block.dense() for block in self.blocks(examples, dtype=self.dtype, batch_size=batch_size)]
+        return torch.cat(blocks)
+
+    # What follows serves the folders that come after; it takes checked examples and contracts in float64.
+
+    def examples(self, x: Data | Examples, name: str = "x") -> Examples:
+        """Checked examples in the network's dtype, on its device."""
+        return as_examples(x, self.network.input_dtype, self.device, name)
+
+    def pairs(self, x: Data, y: Any) -> tuple[Examples, Tensor]:
+        """Checked examples and targets."""
+        examples, targets = as_pairs(x, y, self.network.input_dtype, self.device)
+        return examples, targets.to(self.device)
+
+    def findings(self, examples: Examples) -> Findings:
+        """What the probe found for inputs of this kind; one lone example is probed again when more come."""
+        key = (*examples.signature, len(examples) > 1)
+        with self._guard:
+            if key not in self._findings:
+                self._findings[key] = probe(self.network, examples)
+            return self._findings[key]
+
+    def blocks(
+        self, examples: Examples, *, dtype: torch.dtype = torch.float64, batch_size: int | None = None
+    ) -> Iterator[Features]:
+        """The features of consecutive blocks of examples, each within the memory of one block."""
+        for start, stop in self.bounds(examples, batch_size):
+            yield self.features(examples[start:stop], dtype)
+
+    def bounds(self, examples: Examples, batch_size: int | None = None) -> list[tuple[int, int]]:
+        """How ``examples`` are cut into blocks."""
+        findings = self.findings(examples)
+        size = _valid_batch_size(batch_size) or min(
+            4 * self._batch_size, max(1, _BLOCK_BYTES // max(1, findings.bytes_per_example))
+        )
+        return [(start, min(start + size, len(examples))) for start in range(0, len(examples), size)]
+
+    def features(self, examples: Examples, dtype: torch.dtype = torch.float64) -> Features:
+        """The features of one block."""
+        findings = self.findings(examples)
+        with differentiable():
+            return features(
+                self.network, examples, structured=findings.structured, vectorises=findings.vectorises, dtype=dtype
+            )
+
+    def _vjp(self, examples: Examples, cotangents: Tensor, batch_size: int | None) -> Float[Tensor, "p k"]:
+        network, total = self.network, None
+        k = cotangents.shape[2]
+        with differentiable():
+            start = 0
+            total = torch.zeros(self.n_parameters, k, dtype=self.dtype, device=self.device)
+            for batch in self._batches(examples, batch_size):
+                leaves = [value.clone().requires_grad_() for value in network.values]
+                out = network(leaves, batch)
+                piece = cotangents[start : start + len(batch)].to(out)
+                start += len(batch)
+                for column in range(k if out.requires_grad else 0):
+                    gradients = torch.autograd.grad(
+                        out, leaves, piece[:, :, column],
+                        retain_graph=column + 1 < k, allow_unused=True, materialize_grads=True,
+                    )  # fmt: skip
+                    total[:, column] += network.flatten(gradients)
+        return total
+
+    def _batches(self, examples: Examples, batch_size: int | None) -> Iterator[Examples]:
+        return examples.batches(_valid_batch_size(batch_size) or self._batch_size)
+
+    def _vector(self, value: Any, name: str, lengths: tuple[int, ...], expected: str) -> Tensor:
+        try:
+            tensor = torch.as_tensor(value).detach()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InvalidData(f"{name}: got {type(value).__name__}; expected a tensor, {expected}.") from error
+        if tensor.ndim not in (1, 2) or len(tensor) not in lengths or (tensor.ndim == 1 and len(tensor) != lengths[0]):
+            raise InvalidData(f"{name}: got shape {tuple(tensor.shape)}; expected {expected}.")
+        if tensor.is_complex() or not bool(torch.isfinite(tensor).all()):
+            raise InvalidData(f"{name}: got complex, NaN or infinite entries; expected finite real numbers.")
+        if tensor.is_inference():
+            tensor = tensor.clone()
+        return tensor.to(self.device, self.dtype)
+
+
+def _valid_batch_size(batch_size: Any) -> int | None:
+    if batch_size is None:
+        return None
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise InvalidOption(f"batch_size: got {batch_size!r}; expected a positive whole number of examples, or None.")
+    return batch_size

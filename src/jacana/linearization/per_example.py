@@ -1,0 +1,41 @@
+"""Per-example Jacobians of chosen parameters, the plain way: every gradient formed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import jacrev, vmap
+
+from jacana.linearization.routes import rows
+from jacana.networks import Examples, Network
+
+__all__ = ["looped", "vectorised"]
+
+
+def vectorised(network: Network, examples: Examples, chosen: Sequence[int]) -> list[Float[Tensor, "n c ..."]]:
+    """∂f_k(x_i)/∂θ_j for the parameters numbered ``chosen``, by vmap over examples of reverse mode.
+
+    Fails for networks with operations that vmap does not know (recurrent cells, ``.item()``, custom Functions).
+    """
+    fixed = list(network.values)
+
+    def outputs(values: tuple[Tensor, ...], *tensors: Tensor) -> Tensor:
+        merged = list(fixed)
+        for place, value in zip(chosen, values, strict=True):
+            merged[place] = value
+        one = Examples(tuple(tensor.unsqueeze(0) for tensor in tensors), examples.keys, examples.single)
+        return network(merged, one)[0]
+
+    values = tuple(fixed[place] for place in chosen)
+    in_dims = (None, *(0 for _ in examples.tensors))
+    jacobians: tuple[Tensor, ...] = vmap(jacrev(outputs), in_dims=in_dims)(values, *examples.tensors)
+    return list(jacobians)
+
+
+def looped(network: Network, examples: Examples, chosen: Sequence[int]) -> list[Float[Tensor, "n c ..."]]:
+    """The same by plain autograd, one example at a time: for every network."""
+    each = [rows(network, examples[i : i + 1]) for i in range(len(examples))]
+    return [torch.stack([row[place] for row in each]) for place in chosen]

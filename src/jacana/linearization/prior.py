@@ -1,0 +1,87 @@
+"""Prior: the standard deviation of every weight change, S = diag(prior_std²), one number or one a layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Real
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from jacana.errors import InvalidOption
+from jacana.networks import Network
+
+__all__ = ["Prior", "PriorStd"]
+
+PriorStd = float | Mapping[str, float]
+"""A positive number, or a mapping from dotted prefixes of parameter names to positive numbers, longest prefix first."""
+
+
+@dataclass(frozen=True)
+class Prior:
+    """δ ~ N(0, S): ``stds`` has one standard deviation a parameter tensor, ``sizes`` their numbers of entries."""
+
+    stds: tuple[float, ...]
+    sizes: tuple[int, ...]
+    given: PriorStd
+
+    @classmethod
+    def of(cls, network: Network, prior_std: PriorStd) -> Prior:
+        """Resolve what the user gave for this network's selected parameters.
+
+        Raises:
+            InvalidOption: not positive and finite, a prefix that names nothing, or parameters left uncovered.
+        """
+        if isinstance(prior_std, Mapping):
+            stds = _by_prefix(network.names, prior_std)
+            given: PriorStd = {str(key): _positive(value) for key, value in prior_std.items()}
+        else:
+            given = _positive(prior_std)
+            stds = [given] * len(network.names)
+        return cls(tuple(stds), network.sizes, given)
+
+    @property
+    def variances(self) -> list[float]:
+        """s² of each parameter tensor."""
+        return [std * std for std in self.stds]
+
+    def vector(self, device: torch.device) -> Float64[Tensor, " p"]:
+        """The standard deviation of every single weight."""
+        stds = torch.tensor(self.stds, dtype=torch.float64, device=device)
+        return stds.repeat_interleave(torch.tensor(self.sizes, device=device))
+
+
+def _by_prefix(names: tuple[str, ...], prior_std: Mapping[str, float]) -> list[float]:
+    stds = []
+    used = set()
+    for name in names:
+        fits = [key for key in prior_std if key in ("", name) or name.startswith(f"{key}.")]
+        if not fits:
+            raise InvalidOption(
+                f"prior_std: parameter {name!r} is covered by none of the prefixes {list(prior_std)}; add one for it, "
+                "or '' for all others."
+            )
+        longest = max(fits, key=len)
+        used.add(longest)
+        stds.append(_positive(prior_std[longest]))
+    if unused := [key for key in prior_std if key not in used and key != ""]:
+        raise InvalidOption(
+            f"prior_std: {unused} name no selected parameter (or are overruled by longer prefixes); selected are "
+            f"{list(names[:8])}{' ...' if len(names) > 8 else ''}."
+        )
+    return stds
+
+
+def _positive(value: object) -> float:
+    if isinstance(value, Tensor | np.ndarray) and value.shape in ((), (1,)):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value <= 0:
+        raise InvalidOption(
+            f"prior_std: got {value!r}; expected a positive finite standard deviation, or a mapping from parameter "
+            "name prefixes to such numbers."
+        )
+    return float(value)

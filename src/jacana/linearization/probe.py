@@ -1,0 +1,134 @@
+"""The probe: find, for one network on one kind of input, the first route that works *and is right*."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jacana.errors import UnsupportedNetwork
+from jacana.linearization.features import Features, features
+from jacana.linearization.routes import ROUTES, Route, Rows, rows
+from jacana.networks import Examples, Network, audit, differentiable
+
+__all__ = ["Findings", "probe"]
+
+_MAX_ROWS = 6
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the probe found.
+
+    Attributes:
+        n_outputs: c.
+        flat: whether the network returns (n,) rather than (n, c).
+        route: the way to J v.
+        structured: whether the rules for operations give the right per-example gradients.
+        vectorises: whether vmap does.
+        bytes_per_example: what the features of one example hold.
+    """
+
+    n_outputs: int
+    flat: bool
+    route: Route
+    structured: bool
+    vectorises: bool
+    bytes_per_example: int
+
+
+def probe(network: Network, examples: Examples) -> Findings:
+    """Audit the network on ``examples`` and choose how its derivatives are computed.
+
+    Every candidate is held against rows of plain reverse mode (J *is* what reverse mode gives) with a random vector
+    scaled so that each parameter tensor weighs the same, to √eps relative.
+
+    Raises:
+        UnsupportedNetwork: the audit refuses the network, or even plain reverse mode fails.
+        InvalidData: the network fails on such inputs.
+    """
+    with differentiable():
+        audit(network, examples)
+        few = examples[[0, len(examples) - 1]] if len(examples) > 1 else examples[:1]
+        with torch.random.fork_rng(), torch.no_grad():
+            flat = network.raw_output(few[:1]).ndim == 1
+            c = network(network.values, few).shape[1]
+        generator = torch.Generator().manual_seed(0)
+        chosen = torch.randperm(c, generator=generator)[:_MAX_ROWS].tolist()
+        before = [value.clone() for value in network.values]
+        try:
+            if not network([value.clone().requires_grad_() for value in network.values], few).requires_grad:
+                raise RuntimeError("the output does not depend on the selected parameters")
+            truth = [rows(network, few[i : i + 1], chosen) for i in range(len(few))]
+        except Exception as error:
+            raise UnsupportedNetwork(
+                f"net: plain reverse mode fails on the network: {type(error).__name__}: {error}. Its output must be "
+                "differentiable in the selected parameters: no detach(), no numpy, no rounding on the way."
+            ) from error
+        if any(not torch.equal(a, b) for a, b in zip(before, network.values, strict=True)):
+            raise UnsupportedNetwork("net: the forward pass rewrites the network's own parameters; remove that step.")
+        if not all(bool(torch.isfinite(piece).all()) for row in truth for piece in row):
+            raise UnsupportedNetwork(
+                "net: the Jacobian has NaN or infinite entries on finite inputs (a square root or norm at zero?); "
+                "keep these operations away from their singular points, e.g. (x + 1e-12).sqrt()."
+            )
+        vector, expected, scale = _test_vector(network, truth, generator)
+        route = next(r for r in (kind() for kind in ROUTES) if _right(r, network, few, vector, chosen, expected, scale))
+        vectorises = _agrees(network, few, truth, chosen, structured=False, vectorises=True) is not None
+        structured = _agrees(network, few, truth, chosen, structured=True, vectorises=vectorises)
+        nbytes = 8 * c * network.n_parameters if structured is None else structured.nbytes // len(few)
+        return Findings(c, flat, route, structured is not None, vectorises, nbytes)
+
+
+def _test_vector(
+    network: Network, truth: list[tuple[Tensor, ...]], generator: torch.Generator
+) -> tuple[Tensor, Tensor, float]:
+    """A vector v that weighs every parameter tensor alike, J v on the rows at hand, and the scale of its terms."""
+    pieces, terms = [], []
+    for i, value in enumerate(network.values):
+        stacked = torch.stack([row[i].flatten(1) for row in truth])
+        size = float(stacked.double().norm(dim=2).max())
+        noise = torch.randn(value.numel(), generator=generator, dtype=torch.float64).to(value.device)
+        piece = (noise / size if size > 0 else noise).to(value.dtype)
+        pieces.append(piece)
+        terms.append(stacked.double() @ piece.double())
+    products = torch.stack(terms)
+    return network.flatten(pieces), products.sum(0), float(products.abs().sum(0).max()) or 1.0
+
+
+def _right(
+    route: Route, network: Network, few: Examples, vector: Tensor, chosen: list[int], expected: Tensor, scale: float
+) -> bool:
+    if isinstance(route, Rows):
+        return True
+    try:
+        with route.context():
+            product = route.jvp(network, few, vector.unsqueeze(1))[:, chosen, 0]
+    except Exception:  # noqa: BLE001 - whatever torch raises where a derivative is missing; the next route is tried
+        return False
+    tolerance = torch.finfo(network.dtype).eps ** 0.5 * scale
+    return bool(((product.double() - expected).abs() <= tolerance).all())
+
+
+def _agrees(
+    network: Network,
+    few: Examples,
+    truth: list[tuple[Tensor, ...]],
+    chosen: list[int],
+    *,
+    structured: bool,
+    vectorises: bool,
+) -> Features | None:
+    """The features of the probed examples if this way of computing them works and is right, tensor by tensor."""
+    try:
+        found = features(network, few, structured=structured, vectorises=vectorises)
+    except Exception:  # noqa: BLE001 - whatever torch raises where an operation has no batching rule
+        return None
+    tolerance = torch.finfo(network.dtype).eps ** 0.5
+    for place, share in enumerate(found.shares):
+        expected = torch.stack([row[place].flatten(1) for row in truth]).double()
+        got = share.dense().reshape(len(few), found.c, -1)[:, chosen]
+        if not bool(((got - expected).abs() <= tolerance * float(expected.abs().max())).all()):
+            return None
+    return found

@@ -1,0 +1,13 @@
+"""Networks: a module becomes a pure function of (selected parameters, inputs); what cannot is refused."""
+
+from jacana.networks.audit import audit as audit
+from jacana.networks.audit import refuse_batch_statistics as refuse_batch_statistics
+from jacana.networks.context import differentiable as differentiable
+from jacana.networks.examples import Data as Data
+from jacana.networks.examples import Examples as Examples
+from jacana.networks.examples import as_examples as as_examples
+from jacana.networks.examples import as_pairs as as_pairs
+from jacana.networks.examples import as_targets as as_targets
+from jacana.networks.network import Network as Network
+from jacana.networks.selection import Selection as Selection
+from jacana.networks.selection import layer_of as layer_of

@@ -1,0 +1,269 @@
+"""Examples: n inputs of a network, whatever their structure, checked at the door."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from jacana.errors import InvalidData
+
+__all__ = ["Data", "Examples", "as_examples", "as_pairs", "as_targets"]
+
+if TYPE_CHECKING:
+    Data: TypeAlias = Tensor | np.ndarray | Mapping[str, Any] | tuple[Any, ...] | DataLoader[Any] | "Examples"
+    """What a network takes: a tensor, a mapping (keyword arguments), a tuple (positional), or a loader of these."""
+else:  # what really comes is checked at the door, with errors that name the cure
+    Data = Any
+
+
+@dataclass(frozen=True)
+class Examples:
+    """n examples as the tensors of one call: ``keys`` are the keywords, an empty tuple for positional arguments.
+
+    ``single`` tells a lone tensor from a tuple of one.
+    """
+
+    tensors: tuple[Tensor, ...]
+    keys: tuple[str, ...] = ()
+    single: bool = True
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def __getitem__(self, index: slice | Tensor | list[int]) -> Examples:
+        return Examples(tuple(tensor[index] for tensor in self.tensors), self.keys, self.single)
+
+    def batches(self, size: int) -> Iterator[Examples]:
+        """Consecutive mini-batches of at most ``size`` examples."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+    @property
+    def raw(self) -> Tensor | tuple[Tensor, ...] | dict[str, Tensor]:
+        """The examples in the structure that they came in."""
+        if self.keys:
+            return dict(zip(self.keys, self.tensors, strict=True))
+        return self.tensors[0] if self.single else self.tensors
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """What a probe of the network depends on: structure and dtypes, not values or lengths."""
+        kinds = tuple((tensor.dtype, tensor.ndim) for tensor in self.tensors)
+        return (self.keys, self.single, kinds)
+
+    def followed_by(self, others: Examples) -> Examples:
+        """These examples and then ``others``.
+
+        Raises:
+            InvalidData: when the two have different structures.
+        """
+        if (self.keys, self.single) != (others.keys, others.single):
+            raise InvalidData(
+                f"x: got examples made of {others._structure()} after examples made of {self._structure()}; "
+                "give the new examples in the structure of the first."
+            )
+        pairs = zip(self.tensors, others.tensors, strict=True)
+        if any(a.shape[1:] != b.shape[1:] for a, b in pairs):
+            raise InvalidData(
+                f"x: got examples of shape {[tuple(t.shape[1:]) for t in others.tensors]} after examples of shape "
+                f"{[tuple(t.shape[1:]) for t in self.tensors]}; they must agree (pad sequences to one length)."
+            )
+        joined = tuple(torch.cat([a, b]) for a, b in zip(self.tensors, others.tensors, strict=True))
+        return Examples(joined, self.keys, self.single)
+
+    def _structure(self) -> str:
+        if self.keys:
+            return f"the keywords {list(self.keys)}"
+        return "one tensor" if self.single else f"a tuple of {len(self.tensors)} tensors"
+
+
+def as_examples(x: Data | Examples, dtype: torch.dtype, device: torch.device, name: str = "x") -> Examples:
+    """Check ``x`` and bring it to the network: floating tensors to ``dtype``, all to ``device``.
+
+    A loader is read once and must give the same order each time, because what is multiplied with it does not move along.
+
+    Raises:
+        InvalidData: not finite, empty, lengths that differ, a dtype that cannot be cast safely, an unstable loader.
+    """
+    if isinstance(x, DataLoader):
+        x = _read(x, name, ordered=True)[0]
+    return _checked(x, dtype, device, name)
+
+
+def as_pairs(x: Data, y: Any, dtype: torch.dtype, device: torch.device, name: str = "x") -> tuple[Examples, Tensor]:
+    """Inputs and targets, from two arguments or from one loader of (input, target) in any order.
+
+    Raises:
+        InvalidData: as :func:`as_examples`; a loader without targets, or targets given twice.
+    """
+    if isinstance(x, DataLoader):
+        if y is not None:
+            raise InvalidData("y: got targets beside a DataLoader that brings its own; pass the loader alone.")
+        inputs, targets = _read(x, name, ordered=False)
+        if targets is None:
+            raise InvalidData(f"{name}: the DataLoader gives inputs alone; let it give pairs (input, target).")
+        return _checked(inputs, dtype, device, name), as_targets(targets, None)
+    if y is None:
+        raise InvalidData("y: got None; pass the targets, one for each example, or a DataLoader of (input, target).")
+    examples = _checked(x, dtype, device, name)
+    return examples, as_targets(y, len(examples))
+
+
+def as_targets(y: Any, n: int | None) -> Float64[Tensor, "n"] | Float64[Tensor, "n c"]:
+    """Targets as float64, (n,) or (n, c).
+
+    Raises:
+        InvalidData: not numbers, not finite, empty, of another length than ``n``, or of another rank.
+    """
+    targets = _tensor(y, "y")
+    if targets.is_complex():
+        raise InvalidData(
+            "y: got complex numbers; expected real targets. Stack real and imaginary parts as two outputs."
+        )
+    targets = targets.detach().to(torch.float64)
+    if targets.ndim not in (1, 2):
+        raise InvalidData(f"y: got shape {tuple(targets.shape)}; expected (n,) or (n, c). Flatten the outputs.")
+    if n is not None and len(targets) != n:
+        raise InvalidData(f"y: got {len(targets)} targets for {n} examples; expected one for each example.")
+    if targets.numel() == 0:
+        raise InvalidData("y: got no targets; expected at least one example.")
+    _finite(targets, "y")
+    return targets
+
+
+def _checked(x: Any, dtype: torch.dtype, device: torch.device, name: str) -> Examples:
+    if isinstance(x, Examples):
+        return x
+    if isinstance(x, Mapping):
+        if not all(isinstance(key, str) for key in x):
+            raise InvalidData(f"{name}: got a mapping with keys {list(x)}; expected names of keyword arguments.")
+        examples = Examples(tuple(_tensor(v, f"{name}[{k!r}]") for k, v in x.items()), tuple(x), single=False)
+    elif isinstance(x, tuple):
+        examples = Examples(tuple(_tensor(v, f"{name}[{i}]") for i, v in enumerate(x)), single=False)
+    else:
+        examples = Examples((_tensor(x, name),))
+    if not examples.tensors:
+        raise InvalidData(f"{name}: got an empty {type(x).__name__}; expected at least one tensor.")
+    labels = [f"{name}[{key!r}]" for key in examples.keys] or (
+        [name] if examples.single else [f"{name}[{i}]" for i in range(len(examples.tensors))]
+    )
+    for label, tensor in zip(labels, examples.tensors, strict=True):
+        if tensor.ndim == 0:
+            raise InvalidData(f"{label}: got a single number; expected a tensor with the examples first, (n, ...).")
+        if len(tensor) != len(examples):
+            raise InvalidData(
+                f"{label}: got {len(tensor)} examples where {labels[0]} has {len(examples)}; every tensor has the "
+                "examples first. Pass what is no example by forward=."
+            )
+        if tensor.numel() == 0:
+            raise InvalidData(f"{label}: got shape {tuple(tensor.shape)}, no data; expected at least one example.")
+        if tensor.is_complex():
+            raise InvalidData(f"{label}: got complex numbers; expected real ones. Pass torch.view_as_real(...).")
+        _finite(tensor, label)
+    cast = tuple(_cast(tensor, dtype, device, label) for label, tensor in zip(labels, examples.tensors, strict=True))
+    return Examples(cast, examples.keys, examples.single)
+
+
+def _tensor(value: Any, name: str) -> Tensor:
+    if isinstance(value, Tensor):
+        if value.is_sparse or value.is_quantized:
+            raise InvalidData(f"{name}: got a sparse or quantized tensor; expected a dense one, e.g. x.to_dense().")
+        return value
+    try:
+        array = np.asarray(value)
+        if array.dtype.byteorder not in ("=", "|"):
+            array = array.astype(array.dtype.newbyteorder("="))
+        return torch.as_tensor(np.array(array))  # a copy: read-only and negative strides are no concern of torch
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidData(
+            f"{name}: got {type(value).__name__} that holds no plain numbers; expected a tensor or a numeric array. "
+            "Convert it first, e.g. np.asarray(x, dtype=float)."
+        ) from error
+
+
+def _finite(tensor: Tensor, name: str) -> None:
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        bad = (~torch.isfinite(tensor.reshape(len(tensor), -1)).all(dim=1)).nonzero().flatten()
+        raise InvalidData(
+            f"{name}: got NaN or infinite values in {len(bad)} of {len(tensor)} examples, the first at index "
+            f"{int(bad[0])}; expected finite numbers. Drop or impute these examples."
+        )
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype, device: torch.device, name: str) -> Tensor:
+    tensor = tensor.detach()
+    if tensor.is_inference():
+        tensor = tensor.clone()
+    if not tensor.is_floating_point():
+        return tensor.to(device)
+    cast = tensor.to(device=device, dtype=dtype)
+    if cast.dtype != tensor.dtype and not bool(torch.isfinite(cast).all()):
+        raise InvalidData(
+            f"{name}: got values up to {float(tensor.abs().max()):.3g}, too large for the network's {dtype}; "
+            "rescale the inputs or use a network in float64 (net.double())."
+        )
+    return cast
+
+
+def _read(loader: DataLoader[Any], name: str, *, ordered: bool) -> tuple[Any, Any]:
+    """All inputs and, where there are any, all targets of one pass; torch's generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        parts = [_split(batch) for batch in loader]
+        if not parts:
+            raise InvalidData(f"{name}: the DataLoader gave no batch; expected at least one example.")
+        if ordered:
+            again = next(iter(loader), None)
+            if again is None or not _same(parts[0][0], _split(again)[0]):
+                raise InvalidData(
+                    f"{name}: the DataLoader gives other examples on a second pass, so results could not be matched "
+                    "with examples; use shuffle=False and no random augmentation."
+                )
+    targets = [target for _, target in parts]
+    if any(target is None for target in targets):
+        return _join([inputs for inputs, _ in parts], name), None
+    return _join([inputs for inputs, _ in parts], name), _join(targets, "y")
+
+
+def _split(batch: Any) -> tuple[Any, Any]:
+    if isinstance(batch, list | tuple):
+        if len(batch) == 1:
+            return batch[0], None
+        if len(batch) == 2:
+            inputs, target = batch
+            return (tuple(inputs) if isinstance(inputs, list) else inputs), target
+        raise InvalidData(
+            f"x: the DataLoader gives {len(batch)} things a batch; expected inputs alone or a pair (input, target). "
+            "Pack several inputs as a tuple or mapping: ((a, b), target)."
+        )
+    return batch, None
+
+
+def _join(parts: list[Any], name: str) -> Any:
+    first = parts[0]
+    if isinstance(first, Mapping):
+        return {key: _join([part[key] for part in parts], name) for key in first}
+    if isinstance(first, tuple):
+        return tuple(_join(list(column), name) for column in zip(*parts, strict=True))
+    tensors = [_tensor(part, name) for part in parts]
+    if any(t.shape[1:] != tensors[0].shape[1:] for t in tensors):
+        raise InvalidData(f"{name}: the DataLoader's batches differ in shape beyond the first dimension; pad them.")
+    return torch.cat(tensors)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return all(s.shape == t.shape and bool(torch.equal(s, t)) for s, t in zip(_leaves(a), _leaves(b), strict=True))
+
+
+def _leaves(value: Any) -> Iterable[Tensor]:
+    if isinstance(value, Mapping):
+        return [leaf for item in value.values() for leaf in _leaves(item)]
+    if isinstance(value, tuple):
+        return [leaf for item in value for leaf in _leaves(item)]
+    return [_tensor(value, "x")]

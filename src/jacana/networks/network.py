@@ -1,0 +1,150 @@
+"""Network: a module as a pure function of its selected parameters and its inputs, at a snapshot of θ0."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from jacana.errors import InvalidOption, UnsupportedNetwork
+from jacana.networks.context import differentiable
+from jacana.networks.examples import Examples
+from jacana.networks.selection import Selection, layer_of, select
+
+__all__ = ["Network"]
+
+Output = Callable[[Any], Tensor]
+Forward = Callable[[nn.Module, Any], Any]
+
+
+class Network:
+    """f(θ, x) of a private copy of ``net`` in evaluation mode, with θ the selected parameters.
+
+    The user's module is read once, here, and never again: no later training, mode or hook of it reaches this copy,
+    and nothing that happens here reaches it.
+
+    Args:
+        net: any trained module.
+        parameters: what θ is made of, see :data:`~jacana.networks.selection.Selection`.
+        output: takes from what the network returns the tensor (n, c) or (n,).
+        forward: calls the network, ``forward(net, x)``, where inputs as arguments or keywords do not do.
+
+    Raises:
+        InvalidOption: ``net`` is no module, or the selection names nothing.
+        UnsupportedNetwork: the module cannot be copied.
+    """
+
+    def __init__(
+        self, net: nn.Module, parameters: Selection = None, output: Output | None = None, forward: Forward | None = None
+    ) -> None:
+        if not isinstance(net, nn.Module):
+            raise InvalidOption(f"net: got {type(net).__name__}; expected a trained torch.nn.Module.")
+        for name, option in (("output", output), ("forward", forward)):
+            if option is not None and not callable(option):
+                raise InvalidOption(f"{name}: got {type(option).__name__}; expected a function.")
+        self.names = select(net, parameters)
+        self._caller = _Caller(_private_copy(net), output, forward)
+        snapshot = dict(self._caller.net.named_parameters())
+        self.values: tuple[Tensor, ...] = tuple(snapshot[name].detach() for name in self.names)
+        self._keys = tuple("net." + name for name in self.names)
+        self._buffers = tuple(self._caller.named_buffers())
+        self.sizes: tuple[int, ...] = tuple(value.numel() for value in self.values)
+        dtypes = [value.dtype for value in self.values]
+        self.dtype: torch.dtype = dtypes[0]
+        for dtype in dtypes[1:]:
+            self.dtype = torch.promote_types(self.dtype, dtype)
+        self.device: torch.device = self.values[0].device
+        floating = (p.dtype for p in self.module.parameters() if p.is_floating_point())
+        self.input_dtype: torch.dtype = next(floating, self.dtype)
+
+    @property
+    def module(self) -> nn.Module:
+        """The private copy."""
+        return self._caller.net
+
+    @property
+    def n_parameters(self) -> int:
+        """The number p of selected parameters."""
+        return sum(self.sizes)
+
+    @property
+    def layers(self) -> dict[str, tuple[str, ...]]:
+        """Layer name to the names of the selected parameters that this module owns itself."""
+        layers: dict[str, tuple[str, ...]] = {}
+        for name in self.names:
+            layers[layer_of(name)] = (*layers.get(layer_of(name), ()), name)
+        return layers
+
+    def __call__(self, values: Sequence[Tensor], examples: Examples) -> Float[Tensor, "n c"]:
+        """The network's output at the parameter values ``values`` (one tensor a name)."""
+        state: dict[str, Tensor] = dict(zip(self._keys, values, strict=True))
+        for name, buffer in self._buffers:
+            state[name] = buffer.clone()  # a network may write into its buffers; the snapshot stays
+        out = functional_call(self._caller, state, (examples,))
+        return out.unsqueeze(1) if out.ndim == 1 else out
+
+    def raw_output(self, examples: Examples) -> Any:
+        """What the network and ``output`` return at θ0, unchecked: what the audit looks at."""
+        state: dict[str, Tensor] = dict(zip(self._keys, self.values, strict=True))
+        state.update({name: buffer.clone() for name, buffer in self._buffers})
+        return functional_call(self._caller, state, (examples,))
+
+    def split(self, vector: Float[Tensor, " p"]) -> tuple[Tensor, ...]:
+        """A flat vector as tensors shaped, typed and placed like the parameters."""
+        pieces = torch.split(vector, list(self.sizes))
+        return tuple(piece.reshape(v.shape).to(v) for piece, v in zip(pieces, self.values, strict=True))
+
+    def flatten(self, tensors: Sequence[Tensor]) -> Float[Tensor, " p"]:
+        """Tensors shaped like the parameters as one flat vector."""
+        return torch.cat([tensor.reshape(-1).to(self.device, self.dtype) for tensor in tensors])
+
+
+class _Caller(nn.Module):
+    """The network together with how it is called, so that one ``functional_call`` reaches its parameters."""
+
+    def __init__(self, net: nn.Module, output: Output | None, forward: Forward | None) -> None:
+        super().__init__()
+        self.net = net
+        self._output = output
+        self._forward = forward
+
+    def forward(self, examples: Examples) -> Any:
+        if self._forward is not None:
+            out = self._forward(self.net, examples.raw)
+        elif examples.keys:
+            out = self.net(**dict(zip(examples.keys, examples.tensors, strict=True)))
+        else:
+            out = self.net(*examples.tensors)
+        return out if self._output is None else self._output(out)
+
+
+def _private_copy(net: nn.Module) -> nn.Module:
+    with differentiable():
+        memo: dict[int, Any] = {}
+        for module in net.modules():  # tensors computed in an earlier pass (the old weight_norm) do not deepcopy
+            for value in vars(module).values():
+                if isinstance(value, Tensor) and value.grad_fn is not None:
+                    memo[id(value)] = value.detach().clone()
+        try:
+            private = copy.deepcopy(net, memo)
+        except Exception as error:
+            culprit = next((f" in layer {name!r}" for name, m in net.named_modules() if name and not _copies(m)), "")
+            raise UnsupportedNetwork(
+                f"net: copy.deepcopy of the network fails{culprit}: {error}. Jacana works on a private copy; remove "
+                "what cannot be copied (locks, open files, generators, computed tensors), e.g. with "
+                "torch.nn.utils.remove_weight_norm for the old weight_norm, or load the weights into a new instance."
+            ) from error
+        return private.eval().requires_grad_(False)
+
+
+def _copies(module: nn.Module) -> bool:
+    try:
+        copy.deepcopy(module)
+    except Exception:  # noqa: BLE001
+        return False
+    return True

@@ -1,0 +1,11 @@
+"""Posteriors: a network's tangent process, before and after data; one file a method."""
+
+from jacana.posteriors.function_space import FunctionSpace as FunctionSpace
+from jacana.posteriors.leave_one_out import LeaveOneOut as LeaveOneOut
+from jacana.posteriors.method import Method as Method
+from jacana.posteriors.observations import Model as Model
+from jacana.posteriors.observations import Observations as Observations
+from jacana.posteriors.observations import observe as observe
+from jacana.posteriors.posterior import Posterior as Posterior
+from jacana.posteriors.tangent_gp import TangentGP as TangentGP
+from jacana.posteriors.weight_space import WeightSpace as WeightSpace

@@ -1,0 +1,202 @@
+"""Function space: factorise K + Σ, n·c by n·c."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import final
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from jacana.errors import NotPositiveDefinite
+from jacana.linearization import budget, diagonal_blocks, gram, pull, push, require
+from jacana.networks import Examples
+from jacana.posteriors.method import Method, State
+from jacana.posteriors.observations import Observations
+from jacana.prediction import standard_normal
+from jacana.solvers import Cholesky, Factor
+
+__all__ = ["FunctionSpace"]
+
+_EPS = torch.finfo(torch.float64).eps
+_TRUSTED = 1e4  # a difference is used where it is this many times its rounding error
+
+
+@final
+@dataclass(frozen=True)
+class FunctionSpace(Method):
+    """Exact inference on the side of the data.
+
+        δ̂ = S Jᵀ (K + Σ)⁻¹ (y − m),     cov f* = K** − K*ᵀ (K + Σ)⁻¹ K*,     K = J S Jᵀ
+
+    Choose it where there are fewer observations n·c than parameters p. Costs one kernel ((n·c)² p operations at most;
+    far fewer where operations have rules) and (n·c)³/3 for the factorisation, in (n·c)² float64 numbers. A mean is one
+    Jacobian-vector product; a variance is a kernel with the data and two triangular solves.
+
+    Where a variance is so small a difference that rounding would show, it is computed as
+    ‖S^½(J*ᵀ − JᵀC)‖² + ‖Σ^½ C‖², C = (K + Σ)⁻¹ K*, which cannot be negative (the Joseph form).
+
+    Args:
+        solver: the factorisation.
+
+    Raises:
+        NotPositiveDefinite: at conditioning, where the noise is too small to tell repeated examples apart.
+
+    References:
+        Rasmussen and Williams 2006, Gaussian Processes for Machine Learning, algorithm 2.1.
+        Maddox et al. 2021 (arXiv 2103.01439), section 3.
+        Bucy and Joseph 1968, Filtering for Stochastic Processes, for the symmetric form of the variance.
+
+    Example:
+        >>> import jacana, torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(1, 20), torch.nn.Tanh(), torch.nn.Linear(20, 1))
+        >>> x = torch.linspace(-1, 1, 7).unsqueeze(1)
+        >>> post = jacana.TangentGP(net).condition(x, x.sin(), noise_std=0.05, method=jacana.FunctionSpace())
+        >>> bool((post.predict(x).variance < jacana.TangentGP(net).predict(x).variance).all())
+        True
+    """
+
+    solver: Cholesky = field(default_factory=Cholesky)
+
+    def condition(self, observations: Observations, *, progress: bool) -> State:
+        model, n = observations.model, observations.residual.numel()
+        require(2 * 8 * n * n, model.lin.device, f"factorising the covariance of {n:,} observations",
+                "use WeightSpace(), fewer examples, or fewer outputs (output=).")  # fmt: skip
+        kernel = gram(model.lin, observations.x, None, model.prior, progress=progress)
+        kernel.diagonal().add_(observations.noise.flatten())
+        return _FunctionSpaceState(observations, self.solver, _factor(self.solver, kernel))
+
+
+def _factor(solver: Cholesky, covariance: Float64[Tensor, "nc nc"]) -> Factor:
+    try:
+        return solver.factor(covariance)
+    except NotPositiveDefinite as error:
+        raise _too_little_noise(error, covariance) from error
+
+
+def _too_little_noise(error: NotPositiveDefinite, covariance: Tensor) -> NotPositiveDefinite:
+    enough = math.sqrt(_EPS * len(covariance) * float(covariance.diagonal().max()) * len(covariance))
+    return NotPositiveDefinite(
+        f"noise_std: {error} Examples are repeated or outnumber the parameters, and the noise is too small to tell "
+        f"them apart. A noise_std of {enough:.1e} is surely enough; or use WeightSpace(), or ask for a jitter: "
+        "FunctionSpace(Cholesky(jitter=1e-12))."
+    )
+
+
+class _FunctionSpaceState(State):
+    """L Lᵀ = K + Σ and α = (K + Σ)⁻¹ (y − m)."""
+
+    def __init__(self, observations: Observations, solver: Cholesky, factor: Factor) -> None:
+        super().__init__(observations)
+        self._solver, self._factor = solver, factor
+        self._residual = observations.residual.reshape(-1, 1)
+        self._alpha = factor.solve(self._residual)
+
+    @cached_property
+    def weights(self) -> Float64[Tensor, " p"]:
+        return self._weights_for(self._alpha).squeeze(1)
+
+    @property
+    def log_evidence(self) -> float:
+        fit = float(self._residual.T @ self._alpha)
+        return -0.5 * (fit + self._factor.log_determinant + len(self._residual) * math.log(2.0 * math.pi))
+
+    def variance(self, x: Examples) -> Float64[Tensor, "m c"]:
+        model = self.observations.model
+        parts = []
+        for start, stop in model.lin.bounds(x):
+            block = x[start:stop]
+            prior = diagonal_blocks(model.lin, block, model.prior).diagonal(dim1=1, dim2=2)
+            weights, explained, doubt = self._explained(block, prior.flatten())
+            variance = prior.flatten() - explained
+            small = (variance < _TRUSTED * doubt).nonzero().flatten()
+            if len(small):
+                variance[small] = self._joseph(block, weights, small)
+            parts.append(variance.view_as(prior))
+        return torch.cat(parts)
+
+    def covariance(self, x: Examples) -> Float64[Tensor, "mc mc"]:
+        model = self.observations.model
+        prior = gram(model.lin, x, None, model.prior)
+        cross = gram(model.lin, self.observations.x, x, model.prior)
+        half = self._factor.half_solve(cross)
+        covariance = prior - half.T @ half
+        weights = self._factor.solve(cross)
+        doubt = self._doubt(prior.diagonal(), weights)
+        if bool((covariance.diagonal() < _TRUSTED * doubt).any()):
+            root = self._joseph_root(x, weights)
+            return root.T @ root
+        return covariance
+
+    def sample_weights(self, n: int, generator: torch.Generator | None) -> Float64[Tensor, "p n"]:
+        """Matheron's rule: a prior sample, corrected by the data it does not fit."""
+        model, observations = self.observations.model, self.observations
+        lin = model.lin
+        std = model.prior.vector(lin.device).unsqueeze(1)
+        prior = std * standard_normal(lin.n_parameters, n, generator=generator, device=lin.device)
+        noise = standard_normal(len(self._residual), n, generator=generator, device=lin.device)
+        noise *= observations.noise.sqrt().reshape(-1, 1)
+        missing = self._residual - push(lin, observations.x, prior) - noise
+        return prior + self._weights_for(self._factor.solve(missing))
+
+    @cached_property
+    def precision(self) -> tuple[Float64[Tensor, "n c c"], Float64[Tensor, "n c"]]:
+        n, c = self.observations.n, self.observations.c
+        inverse = self._factor.inverse().view(n, c, n, c)
+        which = torch.arange(n, device=inverse.device)
+        return inverse[which, :, which, :].contiguous(), self._alpha.view(n, c)
+
+    def extended(self, more: Observations) -> State:
+        model = self.observations.model
+        cross = gram(model.lin, self.observations.x, more.x, model.prior)
+        corner = gram(model.lin, more.x, None, model.prior)
+        corner.diagonal().add_(more.noise.flatten())
+        try:
+            factor = self._solver.extend(self._factor, cross, corner)
+        except NotPositiveDefinite as error:
+            raise _too_little_noise(error, corner) from error
+        return _FunctionSpaceState(self.observations.followed_by(more), self._solver, factor)
+
+    def _weights_for(self, alpha: Float64[Tensor, "nc k"]) -> Float64[Tensor, "p k"]:
+        """S Jᵀ α."""
+        model = self.observations.model
+        return model.prior.vector(model.lin.device).square().unsqueeze(1) * pull(model.lin, self.observations.x, alpha)
+
+    def _explained(
+        self, x: Examples, prior: Float64[Tensor, " mc"]
+    ) -> tuple[Float64[Tensor, "nc mc"], Float64[Tensor, " mc"], Float64[Tensor, " mc"]]:
+        """C = (K + Σ)⁻¹ K*, the variance that the data explain, and its rounding error."""
+        model = self.observations.model
+        half = self._factor.half_solve(gram(model.lin, self.observations.x, x, model.prior))
+        weights = torch.linalg.solve_triangular(self._factor.lower.T, half, upper=True)
+        return weights, half.square().sum(0), self._doubt(prior, weights)
+
+    def _doubt(self, prior: Float64[Tensor, " mc"], weights: Float64[Tensor, "nc mc"]) -> Float64[Tensor, " mc"]:
+        """The rounding error of K** − K*ᵀC: eps (k** + ‖K + Σ‖ ‖C‖²)."""
+        return _EPS * (prior + self._factor.norm * weights.square().sum(0))
+
+    def _joseph(self, x: Examples, weights: Float64[Tensor, "nc mc"], rows: Tensor) -> Float64[Tensor, " k"]:
+        """The variance of the given rows as a sum of squares."""
+        p = self.observations.model.lin.n_parameters
+        at_once = max(1, budget(weights.device) // (4 * 8 * p))
+        return torch.cat([self._joseph_root(x, weights, some).square().sum(0) for some in torch.split(rows, at_once)])
+
+    def _joseph_root(
+        self, x: Examples, weights: Float64[Tensor, "nc mc"], rows: Tensor | None = None
+    ) -> Float64[Tensor, "q k"]:
+        """R with Rᵀ R the posterior covariance: S^½(J*ᵀ − JᵀC) above Σ^½ C."""
+        model = self.observations.model
+        if rows is None:
+            rows = torch.arange(weights.shape[1], device=weights.device)
+        require(3 * 8 * model.lin.n_parameters * len(rows), weights.device,
+                f"the joint covariance of {len(rows):,} values next to the data",
+                "ask for fewer examples at once, or for .variance.")  # fmt: skip
+        units = torch.zeros(weights.shape[1], len(rows), dtype=torch.float64, device=weights.device)
+        units[rows, torch.arange(len(rows), device=weights.device)] = 1.0
+        chosen = weights[:, rows]
+        gap = pull(model.lin, x, units) - pull(model.lin, self.observations.x, chosen)
+        noise = self.observations.noise.sqrt().reshape(-1, 1)
+        return torch.cat([model.prior.vector(weights.device).unsqueeze(1) * gap, noise * chosen])

@@ -1,0 +1,60 @@
+"""Method: how a posterior is computed; a new way of inference is one new file with a Method and its State."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from jacana.networks import Examples
+from jacana.posteriors.observations import Observations
+
+__all__ = ["Method", "State"]
+
+
+class State(ABC):
+    """A factorised posterior over the weight change δ, with the observations that it came from."""
+
+    def __init__(self, observations: Observations) -> None:
+        self.observations = observations
+
+    @property
+    @abstractmethod
+    def weights(self) -> Float64[Tensor, " p"]:
+        """The posterior mean δ̂."""
+
+    @property
+    @abstractmethod
+    def log_evidence(self) -> float:
+        """Log p(y)."""
+
+    @abstractmethod
+    def variance(self, x: Examples) -> Float64[Tensor, "m c"]:
+        """The variance of every latent value."""
+
+    @abstractmethod
+    def covariance(self, x: Examples) -> Float64[Tensor, "mc mc"]:
+        """The covariance of all latent values."""
+
+    @abstractmethod
+    def sample_weights(self, n: int, generator: torch.Generator | None) -> Float64[Tensor, "p n"]:
+        """Samples of δ."""
+
+    @property
+    @abstractmethod
+    def precision(self) -> tuple[Float64[Tensor, "n c c"], Float64[Tensor, "n c"]]:
+        """The diagonal blocks of A⁻¹ and the vector A⁻¹ (y − m), for A = K + Σ."""
+
+    @abstractmethod
+    def extended(self, more: Observations) -> State:
+        """The posterior given ``more`` as well."""
+
+
+class Method(ABC):
+    """Options of one way to compute a posterior."""
+
+    @abstractmethod
+    def condition(self, observations: Observations, *, progress: bool) -> State:
+        """The posterior given ``observations``."""

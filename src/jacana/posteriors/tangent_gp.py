@@ -1,0 +1,167 @@
+"""TangentGP: a trained network as a Gaussian process whose kernel is its own Jacobian."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor, nn
+
+from jacana.errors import InvalidOption
+from jacana.likelihoods import Gaussian
+from jacana.linearization import Linearization, Prior, PriorStd, diagonal_blocks, gram, linearize, push
+from jacana.networks import Data, Examples
+from jacana.posteriors.function_space import FunctionSpace
+from jacana.posteriors.method import Method
+from jacana.posteriors.observations import Model, as_likelihood, observe
+from jacana.posteriors.posterior import Posterior
+from jacana.posteriors.weight_space import WeightSpace
+from jacana.prediction import Prediction, Source, standard_normal
+
+__all__ = ["TangentGP"]
+
+
+@final
+class TangentGP:
+    """f(x) = m(x) + J(x) δ, δ ~ N(0, S): the network's tangent at θ0, with a Gaussian prior on the weight change.
+
+    Its kernel is J S Jᵀ, the finite-width neural tangent kernel. The object is immutable; conditioning it gives a
+    :class:`Posterior`.
+
+    Args:
+        net: a network, or a linearization of one where parameters, output or call are chosen:
+            ``TangentGP(jacana.linearize(net, parameters="head"))``.
+        prior_std: the standard deviation of the weight change; a number, or a mapping from dotted name prefixes.
+            Learn it with :func:`maximize_evidence`.
+        mean: ``"network"``: m(x) = f(x; θ0), adaptation starts from what the network says; ``"zero"``: m(x) = 0.
+        progress: show a bar for work of over a second.
+
+    Raises:
+        InvalidOption: a scale that is not positive, or an unknown mean.
+        UnsupportedNetwork: a network that cannot be linearized.
+
+    References:
+        Maddox, Tang, Garcia Moreno, Wilson, Damianou 2021 (arXiv 2103.01439), equation 3.
+
+    Example:
+        >>> import jacana, torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(1, 20), torch.nn.Tanh(), torch.nn.Linear(20, 1))
+        >>> gp = jacana.TangentGP(net, prior_std=0.5)
+        >>> x = torch.linspace(-1, 1, 9).unsqueeze(1)
+        >>> post = gp.condition(x, x.sin(), noise_std=0.1)
+        >>> post.predict(x).std.shape, post.predict(x, observed=True).interval(0.9)[0].shape
+        (torch.Size([9, 1]), torch.Size([9, 1]))
+        >>> bool(torch.equal(gp.predict(x).mean, net(x).double()))
+        True
+    """
+
+    def __init__(
+        self,
+        net: nn.Module | Linearization,
+        prior_std: PriorStd = 1.0,
+        mean: str = "network",
+        *,
+        progress: bool = True,
+    ) -> None:
+        if mean not in ("network", "zero"):
+            raise InvalidOption(f"mean: got {mean!r}; expected 'network' (the network's own output) or 'zero'.")
+        lin = net if isinstance(net, Linearization) else linearize(net)
+        self._model = Model(lin, Prior.of(lin.network, prior_std), mean == "zero")
+        self._progress = bool(progress)
+
+    @property
+    def linearization(self) -> Linearization:
+        """The linearized network."""
+        return self._model.lin
+
+    @property
+    def prior_std(self) -> PriorStd:
+        """The prior scale as it was given."""
+        return self._model.prior.given
+
+    @property
+    def mean(self) -> str:
+        """``"network"`` or ``"zero"``."""
+        return "zero" if self._model.zero_mean else "network"
+
+    @property
+    def progress(self) -> bool:
+        """Whether long work shows a bar."""
+        return self._progress
+
+    def predict(self, x: Data) -> Prediction:
+        """The prior at m examples: mean m(x), covariance J S Jᵀ.
+
+        Raises:
+            InvalidData: examples that cannot be used.
+        """
+        examples = self._model.lin.examples(x)
+        flat = self._model.lin.findings(examples).flat
+        return Prediction(_PriorSource(self._model, examples), flat=flat, observed=False)
+
+    def condition(
+        self,
+        x: Data,
+        y: Any = None,
+        noise_std: Any = None,
+        *,
+        likelihood: Gaussian | None = None,
+        method: Method | None = None,
+    ) -> Posterior:
+        """The exact posterior given n observations y = f(x) + ε.
+
+        Args:
+            x: n examples, or a DataLoader of (input, target).
+            y: targets, (n, c) or (n,).
+            noise_std: σ of ε: a number, (c,) or (n, c); short for ``likelihood=Gaussian(noise_std)``.
+            likelihood: the long form.
+            method: :class:`FunctionSpace` or :class:`WeightSpace`; by default function space where the observations
+                n·c are no more than the parameters p, else weight space: the smaller matrix is factorised.
+
+        Raises:
+            InvalidData: data that cannot be used, or of another shape than the network's outputs.
+            InvalidOption: no noise, or an impossible one; an unknown method.
+            NotPositiveDefinite: a noise so small that the covariance cannot be factorised in float64.
+            InsufficientMemory: it would not fit.
+        """
+        noise = as_likelihood(noise_std, likelihood)
+        if method is not None and not isinstance(method, Method):
+            raise InvalidOption(
+                f"method: got {method!r}; expected an object with its options, jacana.FunctionSpace() or "
+                "jacana.WeightSpace(), or None for the cheaper."
+            )
+        observations = observe(self._model, x, y, noise)
+        if method is None:
+            fewer = self._model.lin.n_parameters < observations.residual.numel() and not bool(
+                (observations.noise == 0).any()
+            )
+            method = WeightSpace() if fewer else FunctionSpace()
+        return Posterior(method, method.condition(observations, progress=self._progress))
+
+    def __repr__(self) -> str:
+        return f"TangentGP({self.linearization}, prior_std={self.prior_std}, mean={self.mean!r})"
+
+
+class _PriorSource(Source):
+    def __init__(self, model: Model, x: Examples) -> None:
+        self._model, self._x = model, x
+
+    def mean(self) -> Float64[Tensor, "m c"]:
+        return self._model.mean(self._x)
+
+    def variance(self) -> Float64[Tensor, "m c"]:
+        return diagonal_blocks(self._model.lin, self._x, self._model.prior).diagonal(dim1=1, dim2=2)
+
+    def covariance(self) -> Float64[Tensor, "mc mc"]:
+        return gram(self._model.lin, self._x, None, self._model.prior)
+
+    def sample(self, n: int, generator: torch.Generator | None) -> Float64[Tensor, "n m c"]:
+        lin = self._model.lin
+        weights = standard_normal(lin.n_parameters, n, generator=generator, device=lin.device)
+        changes = push(lin, self._x, self._model.prior.vector(lin.device).unsqueeze(1) * weights)
+        mean = self.mean()
+        return mean + changes.T.reshape(n, *mean.shape)
+
+    def noise(self) -> Float64[Tensor, "m c"]:
+        return torch.zeros_like(self.mean())

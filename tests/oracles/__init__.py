@@ -1,0 +1,48 @@
+"""Slow, obvious and independent: what the package's answers are compared with.
+
+Nothing here imports `jacana`. Jacobians are loops of `torch.autograd.grad` over the user's own network, one output of
+one example at a time; posteriors are the textbook's formulas on dense float64 matrices; leave-one-out refits n times.
+`test_oracles.py` holds the oracles against each other and shows that the comparing helpers fail on a wrong value.
+"""
+
+from tests.oracles.compare import Snapshot, assert_close, assert_gaussian_samples, bound, eps
+from tests.oracles.gaussian import (
+    LeftOut,
+    Posterior,
+    condition_exactly,
+    condition_on_functions,
+    condition_on_weights,
+    leave_one_out_by_refitting,
+    log_evidence,
+    noise_matrix,
+)
+from tests.oracles.jacobian import (
+    call,
+    differences,
+    jacobian,
+    outputs,
+    parameter_names,
+    prior_deviations,
+)
+
+__all__ = [
+    "LeftOut",
+    "Posterior",
+    "Snapshot",
+    "assert_close",
+    "assert_gaussian_samples",
+    "bound",
+    "call",
+    "condition_exactly",
+    "condition_on_functions",
+    "condition_on_weights",
+    "differences",
+    "eps",
+    "jacobian",
+    "leave_one_out_by_refitting",
+    "log_evidence",
+    "noise_matrix",
+    "outputs",
+    "parameter_names",
+    "prior_deviations",
+]
