@@ -1,8 +1,7 @@
-"""Jacana as the experiments use it: every setting that is left open is chosen by the evidence of the target labels."""
+"""Jacana as the experiments use it: what is left open is chosen by the evidence of the target labels, nothing else."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +12,18 @@ from torch import Tensor, nn
 
 import jacana
 
-__all__ = ["Adapted", "Setting", "adapt"]
+__all__ = ["NOISE_FLOOR", "Chosen", "Setting", "choose", "predict"]
+
+NOISE_FLOOR = 1e-3
+"""Learned noise is at least so many standard deviations of the labels, here as in the baselines.
+
+Ten labels that happen to lie on a smooth curve have the greatest evidence without any noise at all.
+"""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One candidate for what the evidence does not learn by itself.
+    """One candidate for what the evidence does not learn as a number.
 
     Attributes:
         name: For tables and records.
@@ -34,71 +39,69 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Adapted:
-    """An adapted network and how its settings were chosen.
+class Chosen:
+    """The candidate with the greatest evidence, its numbers learned.
 
     Attributes:
-        posterior: The exact posterior given all target labels.
-        setting: The candidate with the greatest evidence.
-        log_evidences: The log marginal likelihood of each candidate, on the labels that hyper-parameters came from.
-        labels_used: How many labels those were.
-        prior_std: The learned prior, in the network's own parameters.
-        noise_std: The learned noise, in the units of the targets.
-        seconds: Wall time of all of this.
+        setting: The candidate.
+        gp: The model with the learned prior.
+        likelihood: The learned noise.
+        log_evidences: The log marginal likelihood of every candidate.
+        labels: How many labels decided.
     """
 
-    posterior: jacana.Posterior
     setting: Setting
+    gp: jacana.TangentGP
+    likelihood: jacana.Gaussian
     log_evidences: dict[str, float]
-    labels_used: int
-    prior_std: Any
-    noise_std: float
-    seconds: float
+    labels: int
 
-    def predict(self, x: Tensor, *, block: int = 1000) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of observations, each (m,), in blocks of inputs that bound the memory."""
-        parts = [self.posterior.predict(part, observed=True) for part in x.split(block)]
-        return torch.cat([part.mean for part in parts]).numpy(), torch.cat([part.std for part in parts]).numpy()
+    def condition(self, x: Tensor, y: Tensor, method: Any = None) -> jacana.Posterior:
+        """The exact posterior given labels: those that decided, or more."""
+        return self.gp.condition(x, y, likelihood=self.likelihood, method=method)
 
     def summary(self) -> dict[str, Any]:
         """The choice, for a record."""
         return {
             "setting": self.setting.name,
             "log_evidences": self.log_evidences,
-            "labels_used_for_hyper_parameters": self.labels_used,
-            "prior_std": self.prior_std,
-            "noise_std": self.noise_std,
+            "labels_for_hyper_parameters": self.labels,
+            "prior_std": self.gp.prior_std,
+            "noise_std": float(self.likelihood.noise_std),
         }
 
 
-def adapt(net: nn.Module, x: Tensor, y: Tensor, *, settings: Sequence[Setting], max_hyper: int = 2000) -> Adapted:
-    """Learn the scales of every candidate, keep the one with the greatest evidence, condition it on all labels.
+def choose(net: nn.Module, x: Tensor, y: Tensor, settings: Sequence[Setting]) -> Chosen:
+    """Learn the scales of every candidate and keep the one under which the labels are most probable.
 
     Args:
         net: The source network.
         x: Target inputs, examples first.
         y: Target labels, (n,).
         settings: The candidates.
-        max_hyper: Scales and choice come from the first ``max_hyper`` labels; the posterior is exact on all of them.
     """
-    start = time.perf_counter()
     linearization = jacana.linearize(net)
-    some = slice(max_hyper)
-    fits = []
+    candidates = []
     for setting in settings:
         prior = jacana.TangentGP(linearization, prior_std=setting.prior, mean=setting.mean, progress=False)
-        gp, likelihood = jacana.maximize_evidence(prior, x[some], y[some], prior_std=setting.scales)
-        posterior = gp.condition(x[some], y[some], likelihood=likelihood)
-        fits.append((posterior.log_evidence, setting, gp, likelihood, posterior))
-    _, setting, gp, likelihood, posterior = max(fits, key=lambda fit: fit[0])
-    if len(x) > max_hyper:
-        posterior = gp.condition(x, y, likelihood=likelihood)
-    return Adapted(
-        posterior=posterior,
+        gp, likelihood = jacana.maximize_evidence(prior, x, y, prior_std=setting.scales)
+        floor = NOISE_FLOOR * float(y.std())
+        if float(likelihood.noise_std) < floor:
+            gp, likelihood = jacana.maximize_evidence(prior, x, y, prior_std=setting.scales, noise_std=floor)
+        candidates.append((gp.condition(x, y, likelihood=likelihood).log_evidence, setting, gp, likelihood))
+    _, setting, gp, likelihood = max(candidates, key=lambda candidate: candidate[0])
+    return Chosen(
         setting=setting,
-        log_evidences={fit[1].name: fit[0] for fit in fits},
-        labels_used=min(len(x), max_hyper),
-        prior_std=gp.prior_std,
-        noise_std=float(likelihood.noise_std),
-        seconds=time.perf_counter() - start,
+        gp=gp,
+        likelihood=likelihood,
+        log_evidences={candidate[1].name: candidate[0] for candidate in candidates},
+        labels=len(x),
     )
+
+
+def predict(posterior: jacana.Posterior, x: Tensor, *, block: int = 2500) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of observations, each (m,), in blocks of inputs that bound the memory."""
+    predictions = [posterior.predict(part, observed=True) for part in torch.split(x, block)]
+    mean = torch.cat([prediction.mean for prediction in predictions])
+    std = torch.cat([prediction.std for prediction in predictions])
+    return mean.numpy(), std.numpy()

@@ -33,6 +33,7 @@ class Command:
         quick: Whether to run the small version, which shows that the code works and nothing more.
         seeds: Number of repetitions; seeds are 0, 1, ...
         progress: Whether to show progress bars.
+        workers: Processes that share independent parts of the work, one thread each; None stands for one a core.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Command:
     quick: bool
     seeds: int
     progress: bool
+    workers: int | None = None
 
     def path(self, suffix: str) -> Path:
         """The result file with this suffix; a quick run has names of its own and never overwrites a full one."""
@@ -64,11 +66,14 @@ def parse(
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("results"), help="folder for JSON and PNG")
     parser.add_argument("--quick", action="store_true", help="a small version that only shows that everything runs")
     parser.add_argument("--seeds", type=int, metavar="N", help=f"repetitions (default: {seeds}; quick: {quick_seeds})")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that share the work (default: one a core)")
     parser.add_argument("--no-progress", action="store_true", help="show no progress bars")
     given = parser.parse_args(argv)
     repetitions = given.seeds if given.seeds is not None else quick_seeds if given.quick else seeds
     if repetitions < 1:
         parser.error(f"--seeds: got {repetitions}, expected 1 or more")
+    if given.workers is not None and given.workers < 1:
+        parser.error(f"--workers: got {given.workers}, expected 1 or more")
     data = given.data if given.data is not None else os.environ.get("JACANA_DATA")
     return Command(
         name=name,
@@ -77,6 +82,7 @@ def parse(
         quick=given.quick,
         seeds=repetitions,
         progress=not given.no_progress,
+        workers=given.workers,
     )
 
 

@@ -20,7 +20,7 @@ ORIGINS = {
 """Where the public original of each file is found."""
 
 
-class MissingData(FileNotFoundError):  # noqa: N818 - named, like the package's errors, after what is wrong
+class MissingData(FileNotFoundError):
     """A data file is not where the user said."""
 
 

@@ -162,8 +162,15 @@ class Problem:
     def gp(self) -> jacana.TangentGP:
         return jacana.TangentGP(self.net, prior_std=self.spec.prior_std, mean=self.spec.mean)
 
-    def condition_on_data(self, method: Any = None, **options: Any) -> Any:
-        return self.gp.condition(self.x, self.y, self.noise_argument, method=method, **options)
+    def condition_on_data(self, method: Any = None) -> jacana.Posterior:
+        """The package's posterior, one for each method: it is immutable, and every law looks at the same one."""
+        if method not in self._posteriors:
+            self._posteriors[method] = self.gp.condition(self.x, self.y, self.noise_argument, method=method)
+        return self._posteriors[method]
+
+    @functools.cached_property
+    def _posteriors(self) -> dict[Any, jacana.Posterior]:
+        return {}
 
     def close(self, got: Any, want: Any, what: str, *, scale: float | None = None, factor: float = 64.0) -> None:
         """To a small multiple of eps · cond(K + Σ)."""

@@ -111,7 +111,7 @@ def task(name):
     assert name.startswith("two summits")
     # Eigenvalues 1e4, 1 and 0 of K, four each: either the noise explains the last four alone and the prior is large, or
     # the noise explains eight and the prior is a hundredth.
-    tilt = 4.0 if name.endswith("left") else 0.25
+    tilt = 4.0 if name.endswith("left") else 0.5
     U = scipy.stats.ortho_group.rvs(12, random_state=np.random.RandomState(0))
     x = torch.from_numpy(U[:, :8] * np.repeat([1e2, 1.0], 4))
     y = torch.from_numpy(U @ np.sqrt(np.repeat([tilt, 1.0, 1e-4], 4)))

@@ -61,5 +61,5 @@ def test_of_one_example_it_is_the_prior():
     left = it.condition_on_data().leave_one_out()
     prior = it.gp.predict(it.x)
     it.close(left.mean, prior.mean, "mean", scale=it.size)
-    it.close(left.covariance[0], prior.covariance + 0.09 * torch.eye(3), "covariance")
+    it.close(left.covariance[0], prior.covariance + 0.09 * torch.eye(3, dtype=torch.float64), "covariance")
     it.close(left.log_probability[0], it.log_evidence, "log probability", scale=10.0)

@@ -122,11 +122,12 @@ def test_dense_jacobian_is_that_of_autograd_loops(case, dtype):
 
 @ZOO
 def test_jacobian_from_products_is_the_jacobian(case, dtype):
-    """Row i·c + k is output k of example i; columns in the order of `lin.names`."""
+    """Row i·c + k is output k of example i; columns (forty of them) in the order of `lin.names`."""
     it = known(case.name, dtype)
-    columns = it.lin.jvp(it.x, torch.eye(it.p, dtype=dtype)).reshape(it.n * it.c, it.p)
+    chosen = np.random.default_rng(0).permutation(it.p)[:40]
+    columns = it.lin.jvp(it.x, torch.eye(it.p, dtype=dtype)[:, chosen]).reshape(it.n * it.c, -1)
     rows = it.lin.vjp(it.x, torch.eye(it.n * it.c, dtype=dtype)).T
-    close(columns, it.J, dtype)
+    close(columns, it.J[:, chosen], dtype, np.abs(it.J).max())
     close(rows, it.J, dtype)
 
 
@@ -189,6 +190,7 @@ def test_data_are_left_as_they_were(case):
         assert not part.requires_grad
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True:UserWarning")  # torch's, under no_grad
 def test_reentrant_checkpoints_are_right_or_refused():
     """`autograd.grad` does not go through them: an error with a cure, or the right answer; never a silent zero."""
     net, x = zoo.Case("reentrant", zoo.Reentrant, zoo.vectors(3)).net(), torch.randn(4, 3, dtype=DOUBLE)

@@ -176,7 +176,7 @@ EXPRESSIONS = {
     "2 J - J": lambda o: 2.0 * o["J"] - o["J"],
     "(-J)ᵀ": lambda o: (-o["J"]).T,
     "S + S": lambda o: o["S"] + o["S"],
-    "3 S - S": lambda o: 3 * o["S"] - o["S"],
+    "3 S - S": lambda o: 3.0 * o["S"] - o["S"],
     "A - A": lambda o: o["A"] - o["A"],
     "0 A": lambda o: 0.0 * o["A"],
 }
@@ -205,6 +205,11 @@ def test_dense_pieces_are_right(pieces):
     for operator, want in pieces.values():
         if want is not None:
             oracles.assert_close(operator.to_dense(), want, DOUBLE)
+
+
+def test_whole_numbers_scale_too(pieces, as_users_run_it):
+    K, dense = pieces["S"]
+    oracles.assert_close((3 * K).to_dense(), 3 * dense, DOUBLE)
 
 
 def test_zero_and_no_right_hand_sides(pieces):

@@ -157,7 +157,11 @@ def test_large_noise_gives_the_prior(name, method, dtype):
     assert lacking.abs().max() <= largest**2 * 1e-10 + rounding * np.abs(it.K_new).max()
 
 
-@pytest.mark.parametrize("name", ["p > nc, c = 2", "p > n, y (n,)", "n = 1, c = 3", "n = 1, c = 1", "mean zero"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, DOUBLE) for name in ("p > nc, c = 2", "p > n, y (n,)", "n = 1, c = 3", "n = 1, c = 1", "mean zero")]
+    + [(name, SINGLE) for name in ("p > n, y (n,)", "n = 1, c = 3", "n = 1, c = 1")],
+)
 @BOTH
 def test_small_noise_interpolates_where_the_kernel_has_full_rank(name, method, dtype):
     it = problem(name, dtype)
@@ -166,7 +170,7 @@ def test_small_noise_interpolates_where_the_kernel_has_full_rank(name, method, d
     prediction = it.gp.condition(it.x, it.y, sigma, method=method).predict(it.x)
     eigenvalues = np.linalg.eigvalsh(it.K)
     shrinkage = sigma**2 / eigenvalues.min() * np.linalg.norm(it.Y - it.m)
-    rounding = 256 * oracles.eps(dtype) * eigenvalues.max() / eigenvalues.min() * it.size
+    rounding = 64 * oracles.eps(dtype) * eigenvalues.max() / eigenvalues.min() * it.size
     assert shrinkage + rounding < 0.05, "the problem is too hard for this to be a test"
     assert np.abs(prediction.mean.numpy() - it.y.numpy()).max() <= shrinkage + rounding
     assert prediction.variance.max() <= 2 * sigma**2 + rounding
@@ -178,7 +182,10 @@ def test_small_noise_interpolates_where_the_kernel_has_full_rank(name, method, d
 @pytest.mark.parametrize("sigma", [1e-6, 1e-3])
 @BOTH
 def test_variances_are_never_negative(name, sigma, method, dtype):
-    """At σ = 1e-6 cond(K + Σ) is 1e13; sixty digits say what is right, and Joseph's form stays positive."""
+    """At σ = 1e-6 cond(K + Σ) is 1e13; sixty digits say what is right, and Joseph's form stays positive.
+
+    Function space owes far more than eps · cond there; weight space, whose F has lost the prior, owes no more.
+    """
     it = problem(name, dtype)
     post = it.gp.condition(it.x, it.y, sigma, method=method)
     for J, m, x in ((it.J, it.m, it.x), (it.J_new, it.m_new, it.x_new)):
@@ -190,9 +197,12 @@ def test_variances_are_never_negative(name, sigma, method, dtype):
         assert (variance >= 0).all()
         assert (covariance.diagonal() >= 0).all()
         assert np.isfinite(prediction.std.numpy()).all()
-        slack = 64 * oracles.eps(dtype) * min(condition, 1e3 if dtype == SINGLE else 1e8) * prior.max()
+        trusted = 1e3 if dtype == SINGLE else 1e8 if isinstance(method, FunctionSpace) else condition / 64
+        slack = 64 * oracles.eps(dtype) * min(condition, trusted) * prior.max()
         assert (np.abs(variance - exact.variance.reshape(-1)) <= slack).all()
         assert (variance <= prior * (1 + 1e-5) + slack).all()
+        if x is it.x and dtype == DOUBLE:  # at the data it is at most σ²: twelve digits of the prior cancel
+            np.testing.assert_allclose(variance, exact.variance.reshape(-1), rtol=1e-2)
 
 
 @PROBLEMS

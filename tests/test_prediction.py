@@ -22,7 +22,7 @@ BOTH = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
 # Each statistical test below raises a false alarm at one seed in a million, and its seeds are fixed.
 FALSE_ALARM = 1e-6
-SAMPLES = 20_000
+SAMPLES = 6_000
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -205,7 +205,7 @@ SAMPLED = ["p < nc, c = 2", "p > nc, c = 2", "p > n, y (n,)", "one noise an outp
 @pytest.mark.parametrize("observed", [False, True])
 @BOTH
 def test_samples_have_the_posterior_mean_and_covariance(name, observed, method):
-    """Three tests on 20,000 samples, with one false alarm in a million."""
+    """Three tests on 6,000 samples, with one false alarm in a million."""
     it = problem(name)
     samples = flat_samples(it.condition_on_data(method).predict(it.x_new, observed=observed))
     covariance = it.posterior.covariance

@@ -1,11 +1,10 @@
-"""Every public call leaves the network bit for bit as it was: weights, buffers, mode, gradients, `requires_grad`, hooks.
+"""Every public call leaves the network bit for bit as it was: weights, buffers, mode, gradients, hooks.
 
 So it leaves the data, torch's switches and the global random generators; also while another thread runs the network.
 """
 
 from __future__ import annotations
 
-import random
 import threading
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import jacana
 from tests import oracles, zoo
-from tests.conftest import switches
+from tests.conftest import generators, switches
 
 DOUBLE = torch.float64
 
@@ -55,7 +54,7 @@ CALLS = {
     "prior mean": lambda it: jacana.TangentGP(it.lin).predict(it.x).mean,
     "prior covariance": lambda it: jacana.TangentGP(it.lin).predict(it.x).covariance,
     "prior sample": lambda it: jacana.TangentGP(it.lin).predict(it.x).sample(2, generator=generator()),
-    "condition": lambda it: posterior(it),
+    "condition": posterior,
     "condition, function space": lambda it: posterior(it, jacana.FunctionSpace()).weights,
     "condition, weight space": lambda it: posterior(it, jacana.WeightSpace()).weights,
     "mean": lambda it: posterior(it).predict(it.x_new).mean,
@@ -71,7 +70,7 @@ CALLS = {
     "maximize_evidence, layers": lambda it: jacana.maximize_evidence(
         jacana.TangentGP(it.lin), it.x, it.y, prior_std="layers", noise_std="outputs"
     ),
-    "NTKRegressor.fit": lambda it: regressor(it),
+    "NTKRegressor.fit": regressor,
     "NTKRegressor.predict": lambda it: regressor(it).predict(it.x_new, return_std=True),
     "NTKRegressor.sample_y": lambda it: regressor(it).sample_y(it.x_new, 2, random_state=0),
     "NTKRegressor.score": lambda it: regressor(it).score(it.x_new, it.y[:2]),
@@ -134,7 +133,7 @@ def test_every_public_call_leaves_everything_as_it_was(name, call):
     it = Used(name)
     snapshot = oracles.Snapshot(it.net)
     data = [(tensor, tensor.clone(), tensor._version) for tensor in [*parts(it.x), *parts(it.x_new), it.y, it.u, it.v]]
-    state = torch.random.get_rng_state(), str(np.random.get_state()), random.getstate()  # noqa: NPY002
+    state = generators()
     turned = switches()
     call(it)
     snapshot.assert_unchanged()
@@ -142,9 +141,7 @@ def test_every_public_call_leaves_everything_as_it_was(name, call):
         assert torch.equal(tensor, before)
         assert tensor._version == version
         assert not tensor.requires_grad
-    assert torch.equal(torch.random.get_rng_state(), state[0]), "torch's global generator was used"
-    assert str(np.random.get_state()) == state[1], "numpy's global generator was used"  # noqa: NPY002
-    assert random.getstate() == state[2]
+    assert generators() == state, "a global random generator was used"
     assert switches() == turned
 
 

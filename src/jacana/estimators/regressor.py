@@ -103,10 +103,11 @@ class NTKRegressor(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ig
         lin = linearize(self.net, self.parameters, self.output, self.forward, batch_size=self.batch_size)
         learned = self.prior_std is None or isinstance(self.prior_std, str)
         gp = TangentGP(lin, 1.0 if learned else self.prior_std, self.mean, progress=self.progress)
+        examples, targets = lin.pairs(X, y, "X")
         prior = "shared" if self.prior_std is None else self.prior_std
         noise = "shared" if self.noise_std is None else self.noise_std
-        gp, likelihood = maximize_evidence(gp, X, y, prior_std=prior, noise_std=noise)
-        posterior = gp.condition(X, y, likelihood=likelihood, method=method)
+        gp, likelihood = maximize_evidence(gp, examples, targets, prior_std=prior, noise_std=noise)
+        posterior = gp.condition(examples, targets, likelihood=likelihood, method=method)
         std = likelihood.noise_std.numpy()
         self.posterior_ = posterior
         self.prior_std_ = gp.prior_std
@@ -166,9 +167,9 @@ class NTKRegressor(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ig
         expected = getattr(self, "n_features_in_", None)
         if expected is not None and len(shape) == 2 and shape[1] != expected:
             raise InvalidData(
-                f"X: got {shape[1]} features, but NTKRegressor is expecting {expected} features as input."
+                f"X: got {shape[1]} features; NTKRegressor is expecting {expected}, as at fit: pass the same columns."
             )
-        return self.posterior_.predict(X, observed=observed)
+        return self.posterior_.predict(self.posterior_.examples(X, "X"), observed=observed)
 
     def _method(self) -> Method | None:
         if self.method is None or isinstance(self.method, Method):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from jacana.errors import InvalidData, InvalidOption
 from jacana.evidence.search import ascend
 from jacana.evidence.spectrum import best_scales, spectrum
@@ -66,8 +68,13 @@ def maximize_evidence(
     """
     if not isinstance(gp, TangentGP):
         raise InvalidOption(f"gp: got {type(gp).__name__}; expected jacana.TangentGP(net).")
-    layers, fixed_prior = _prior_choice(prior_std)
-    by_output, fixed_noise = _noise_choice(noise_std)
+    with torch.inference_mode(False):  # gradients of the evidence are taken, whatever mode the caller is in
+        return _maximize(gp, x, y, *_prior_choice(prior_std), *_noise_choice(noise_std))
+
+
+def _maximize(
+    gp: TangentGP, x: Data, y: Any, layers: bool, fixed_prior: Any, by_output: bool, fixed_noise: Gaussian | None
+) -> tuple[TangentGP, Gaussian]:
     base = gp if fixed_prior is None else TangentGP(gp.linearization, fixed_prior, gp.mean, progress=gp.progress)
     lin = base.linearization
     model = Model(lin, Prior.of(lin.network, base.prior_std), base.mean == "zero")

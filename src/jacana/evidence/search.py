@@ -49,7 +49,7 @@ def ascend(
                 (slope,) = torch.autograd.grad(value, variable)
         except RuntimeError:  # torch.linalg.LinAlgError: not positive definite at these scales
             return 1e300, np.zeros_like(point)
-        return -float(value), -slope.cpu().numpy()
+        return -float(value.detach()), -slope.cpu().numpy()
 
     best, where = np.inf, None
     for start in _starts(evaluate, unit[:n_scales], np.log(floor[:n_noises]), bounds):

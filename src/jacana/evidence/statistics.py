@@ -64,17 +64,17 @@ class _KernelEvidence(torch.autograd.Function):
         residual: Tensor,
         kernels: list[Tensor],
     ) -> Tensor:
-        covariance = scales[0] ** 2 * kernels[0]
-        for scale, kernel in zip(scales[1:], kernels[1:], strict=True):
-            covariance.add_(kernel, alpha=float(scale**2))
-        covariance.diagonal().add_(variances.flatten())
+        factors = scales.detach().tolist()
+        covariance = factors[0] ** 2 * kernels[0]
+        for factor, kernel in zip(factors[1:], kernels[1:], strict=True):
+            covariance.add_(kernel, alpha=factor**2)
+        covariance.diagonal().add_(variances.detach().flatten())
         lower = torch.linalg.cholesky(covariance)
         right = residual.reshape(-1, 1)
         alpha = torch.cholesky_solve(right, lower)
         slope = torch.cholesky_inverse(lower).neg_().addmm_(alpha, alpha.T).mul_(0.5)  # ∂ log p / ∂A
-        by_scale = torch.stack(
-            [2.0 * scale * (slope * kernel).sum() for scale, kernel in zip(scales, kernels, strict=True)]
-        )
+        traces = [(slope * kernel).sum() for kernel in kernels]
+        by_scale = 2.0 * scales.detach() * torch.stack(traces)
         ctx.save_for_backward(by_scale, slope.diagonal().clone().view_as(variances))
         fit = (right * alpha).sum() + 2.0 * lower.diagonal().log().sum()
         return -0.5 * (fit + len(right) * math.log(2.0 * math.pi))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from jacana.errors import InvalidData, InvalidOption
+from jacana.errors import InvalidOption
 
 __all__ = ["Gaussian"]
 
@@ -38,14 +39,17 @@ class Gaussian:
 
     def __init__(self, noise_std: Any) -> None:
         try:
-            std = torch.as_tensor(noise_std).detach().to("cpu", torch.float64, copy=True)
+            given = noise_std.detach().cpu().numpy() if isinstance(noise_std, Tensor) else np.asarray(noise_std)
+            if np.iscomplexobj(given):
+                raise TypeError("complex")
+            std = torch.as_tensor(np.array(given, dtype=np.float64))  # a Python float keeps all its digits
         except (TypeError, ValueError, RuntimeError) as error:
             raise InvalidOption(
                 f"noise_std: got {noise_std!r}; expected a number, (c,) or (n, c) standard deviations."
             ) from error
         if std.ndim > 2 or std.numel() == 0:
             raise InvalidOption(f"noise_std: got shape {tuple(std.shape)}; expected a number, (c,) or (n, c).")
-        if torch.as_tensor(noise_std).is_complex() or not bool(torch.isfinite(std).all()) or bool((std < 0).any()):
+        if not bool(torch.isfinite(std).all()) or bool((std < 0).any()):
             raise InvalidOption(
                 f"noise_std: got {noise_std!r}; expected finite standard deviations, zero or larger (σ, not σ²)."
             )
@@ -55,16 +59,16 @@ class Gaussian:
         """σ² of every observation.
 
         Raises:
-            InvalidData: the noise has a shape that fits neither the outputs nor the observations.
+            InvalidOption: the noise has a shape that fits neither the outputs nor the observations.
         """
         std = self.noise_std
         if std.ndim == 1 and len(std) not in (1, c):
-            raise InvalidData(
+            raise InvalidOption(
                 f"noise_std: got {len(std)} standard deviations for {c} outputs; expected ({c},), one for each output, "
                 f"or ({n}, {c}), one for each observation."
             )
         if std.ndim == 2 and tuple(std.shape) != (n, c):
-            raise InvalidData(
+            raise InvalidOption(
                 f"noise_std: got shape {tuple(std.shape)} for {n} examples with {c} outputs; expected ({n}, {c}). "
                 "Noise that is given for each example belongs to these examples only: give it anew for others."
             )
@@ -80,6 +84,12 @@ class Gaussian:
             return self
         cpu = torch.device("cpu")
         return Gaussian(torch.cat([self.variances(n, c, cpu), other.variances(m, c, cpu)]).sqrt())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Gaussian) and torch.equal(self.noise_std, other.noise_std)
+
+    def __hash__(self) -> int:
+        return hash((self.noise_std.shape, tuple(self.noise_std.flatten().tolist())))
 
     def __repr__(self) -> str:
         std = self.noise_std

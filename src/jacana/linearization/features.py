@@ -79,6 +79,6 @@ def features(
     if rest:
         form = vectorised if vectorises else looped
         for place, gradients in zip(rest, form(network, examples, rest), strict=True):
-            shares[place] = Formed(gradients.flatten(2).to(dtype))
+            shares[place] = Formed(gradients.reshape(*gradients.shape[:2], -1).to(dtype))
     c = next(iter(shares.values())).blocks().shape[1]
     return Features(len(examples), c, [shares[place] for place in range(len(network.values))])

@@ -92,8 +92,10 @@ def _grams(
             (i, first), (j, second) = rows, columns
             tiles = [kernel[c * i : c * i + first.n_rows, c * j : c * j + second.n_rows] for kernel in kernels]
             first.accumulate({place: tiles[group] for place, group in enumerate(owner)}, second, variances)
-            if x2 is None and i != j:
-                for kernel, tile in zip(kernels, tiles, strict=True):
+            for kernel, tile in zip(kernels, tiles, strict=True) if x2 is None else ():
+                if i == j:  # a matrix product is symmetric only to rounding
+                    tile.copy_(tile.tril() + tile.tril(-1).T)
+                else:
                     kernel[c * j : c * j + second.n_rows, c * i : c * i + first.n_rows] = tile.T
             bar.update()
     return kernels

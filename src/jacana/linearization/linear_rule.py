@@ -36,7 +36,7 @@ class _Use:
 class _Watch(TorchFunctionMode):
     """Takes the selected parameters out of every ``F.linear`` and records what their gradients are made of."""
 
-    def __init__(self, leaves: list[Tensor], n: int, dtype: torch.dtype) -> None:
+    def __init__(self, leaves: tuple[Tensor, ...], n: int, dtype: torch.dtype) -> None:
         super().__init__()
         self._places = {id(leaf): place for place, leaf in enumerate(leaves)}
         self._n, self._dtype = n, dtype
@@ -66,10 +66,9 @@ class _Watch(TorchFunctionMode):
 
 def linear_shares(network: Network, examples: Examples, dtype: torch.dtype) -> dict[int, Share]:
     """Shares of all parameters that reach the output through ``F.linear`` alone, by place; the rest are left out."""
-    leaves = [value.clone().requires_grad_() for value in network.values]
-    watch = _Watch(leaves, len(examples), dtype)
+    watch = _Watch(network.leaves, len(examples), dtype)
     with watch:
-        out = network(leaves, examples)
+        out, leaves = network.record(examples)
     if not watch.uses:
         return {}
     taps = [use.tap for use in watch.uses]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -20,6 +21,7 @@ from jacana.networks import (
     Selection,
     as_examples,
     as_pairs,
+    audit,
     differentiable,
     refuse_batch_statistics,
 )
@@ -81,6 +83,16 @@ class Linearization:
     """A network at θ0 with its exact derivatives; made by :func:`linearize`.
 
     All products are in the network's dtype and on its device, and take ``batch_size`` to overrule the default.
+
+    Example:
+        >>> import jacana, torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+        >>> lin, x = jacana.linearize(net), torch.randn(4, 2)
+        >>> lin
+        Linearization(Sequential, 33 parameters in 2 layers, torch.float32)
+        >>> v, u = torch.randn(33), torch.randn(4, 1)
+        >>> bool(torch.isclose((u * lin.jvp(x, v)).sum(), lin.vjp(x, u) @ v, atol=1e-4))
+        True
     """
 
     def __init__(self, network: Network, batch_size: int | None = None) -> None:
@@ -197,19 +209,28 @@ class Linearization:
 
     def examples(self, x: Data | Examples, name: str = "x") -> Examples:
         """Checked examples in the network's dtype, on its device."""
-        return as_examples(x, self.network.input_dtype, self.device, name)
+        with torch.inference_mode(False):  # what is made here must be fit for a backward pass
+            return as_examples(x, self.network.input_dtype, self.device, name)
 
-    def pairs(self, x: Data, y: Any) -> tuple[Examples, Tensor]:
+    def pairs(self, x: Data, y: Any, name: str = "x") -> tuple[Examples, Tensor]:
         """Checked examples and targets."""
-        examples, targets = as_pairs(x, y, self.network.input_dtype, self.device)
-        return examples, targets.to(self.device)
+        with torch.inference_mode(False):
+            examples, targets = as_pairs(x, y, self.network.input_dtype, self.device, name)
+            return examples, targets.to(self.device)
 
     def findings(self, examples: Examples) -> Findings:
-        """What the probe found for inputs of this kind; one lone example is probed again when more come."""
-        key = (*examples.signature, len(examples) > 1)
+        """What the probe found for inputs like these; one lone example is probed again when more come."""
+        kind = (*examples.kind, len(examples) > 1)
+        key = (kind, examples.shapes)
         with self._guard:
             if key not in self._findings:
-                self._findings[key] = probe(self.network, examples)
+                known = next((found for (other, _), found in self._findings.items() if other == kind), None)
+                if known is None:
+                    self._findings[key] = probe(self.network, examples)
+                else:  # another shape: the way is known, but the network must accept it
+                    with differentiable():
+                        c, flat = audit(self.network, examples)
+                    self._findings[key] = replace(known, n_outputs=c, flat=flat)
             return self._findings[key]
 
     def blocks(
@@ -242,8 +263,7 @@ class Linearization:
             start = 0
             total = torch.zeros(self.n_parameters, k, dtype=self.dtype, device=self.device)
             for batch in self._batches(examples, batch_size):
-                leaves = [value.clone().requires_grad_() for value in network.values]
-                out = network(leaves, batch)
+                out, leaves = network.record(batch)
                 piece = cotangents[start : start + len(batch)].to(out)
                 start += len(batch)
                 for column in range(k if out.requires_grad else 0):
@@ -266,9 +286,8 @@ class Linearization:
             raise InvalidData(f"{name}: got shape {tuple(tensor.shape)}; expected {expected}.")
         if tensor.is_complex() or not bool(torch.isfinite(tensor).all()):
             raise InvalidData(f"{name}: got complex, NaN or infinite entries; expected finite real numbers.")
-        if tensor.is_inference():
-            tensor = tensor.clone()
-        return tensor.to(self.device, self.dtype)
+        with torch.inference_mode(False):
+            return (tensor.clone() if tensor.is_inference() else tensor).to(self.device, self.dtype)
 
 
 def _valid_batch_size(batch_size: Any) -> int | None:

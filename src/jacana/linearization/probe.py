@@ -49,16 +49,13 @@ def probe(network: Network, examples: Examples) -> Findings:
         InvalidData: the network fails on such inputs.
     """
     with differentiable():
-        audit(network, examples)
+        c, flat = audit(network, examples)
         few = examples[[0, len(examples) - 1]] if len(examples) > 1 else examples[:1]
-        with torch.random.fork_rng(), torch.no_grad():
-            flat = network.raw_output(few[:1]).ndim == 1
-            c = network(network.values, few).shape[1]
         generator = torch.Generator().manual_seed(0)
         chosen = torch.randperm(c, generator=generator)[:_MAX_ROWS].tolist()
         before = [value.clone() for value in network.values]
         try:
-            if not network([value.clone().requires_grad_() for value in network.values], few).requires_grad:
+            if not network.record(few)[0].requires_grad:
                 raise RuntimeError("the output does not depend on the selected parameters")
             truth = [rows(network, few[i : i + 1], chosen) for i in range(len(few))]
         except Exception as error:
@@ -87,7 +84,7 @@ def _test_vector(
     """A vector v that weighs every parameter tensor alike, J v on the rows at hand, and the scale of its terms."""
     pieces, terms = [], []
     for i, value in enumerate(network.values):
-        stacked = torch.stack([row[i].flatten(1) for row in truth])
+        stacked = torch.stack([row[i].reshape(len(row[i]), -1) for row in truth])
         size = float(stacked.double().norm(dim=2).max())
         noise = torch.randn(value.numel(), generator=generator, dtype=torch.float64).to(value.device)
         piece = (noise / size if size > 0 else noise).to(value.dtype)
@@ -127,7 +124,7 @@ def _agrees(
         return None
     tolerance = torch.finfo(network.dtype).eps ** 0.5
     for place, share in enumerate(found.shares):
-        expected = torch.stack([row[place].flatten(1) for row in truth]).double()
+        expected = torch.stack([row[place].reshape(len(chosen), -1) for row in truth]).double()
         got = share.dense().reshape(len(few), found.c, -1)[:, chosen]
         if not bool(((got - expected).abs() <= tolerance * float(expected.abs().max())).all()):
             return None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jacana.errors import InvalidData, UnsupportedNetwork
+from jacana.errors import UnsupportedNetwork
 from jacana.networks.examples import Examples
 from jacana.networks.network import Network
 
@@ -39,11 +39,14 @@ def refuse_batch_statistics(network: Network) -> None:
             )
 
 
-def audit(network: Network, examples: Examples) -> None:
+def audit(network: Network, examples: Examples) -> tuple[int, bool]:
     """Run the network on a few examples and check what linearization needs; ``examples`` are not all run.
 
     The outputs must be floating point, finite, (n, c) or (n,); the same each time; and each a function of its own
     example alone: first, last and permuted examples are compared to a tolerance of √eps of the largest output.
+
+    Returns:
+        The number of outputs c, and whether they come as (n,).
 
     Raises:
         InvalidData: the network fails on inputs of this shape or dtype.
@@ -53,6 +56,7 @@ def audit(network: Network, examples: Examples) -> None:
     few = examples[torch.linspace(0, n - 1, min(n, _N_PROBED)).round().long()]
     with torch.random.fork_rng(), torch.no_grad():
         out = _output(network, few)
+        flat = network.raw_output(few).ndim == 1
         order = torch.arange(len(few)).flip(0)
         tolerance = float(out.abs().max()) * torch.finfo(out.dtype).eps ** 0.5
         if _apart(out, _output(network, few), tolerance):
@@ -70,18 +74,11 @@ def audit(network: Network, examples: Examples) -> None:
                     "their order. Use running statistics for BatchNorm, batch_first=True for sequences (the examples "
                     "come first), and no reduction over the batch; or arrange the call by forward=."
                 )
+    return out.shape[1], flat
 
 
 def _output(network: Network, examples: Examples) -> Tensor:
-    try:
-        out = network.raw_output(examples)
-    except Exception as error:
-        kinds = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in examples.tensors)
-        raise InvalidData(
-            f"x: the network fails on inputs of shape and dtype {kinds} (examples first): {type(error).__name__}: "
-            f"{error}. Integers are passed as they are (token ids): cast features to float; check the shape against "
-            "what the network was trained on, or say how to call it by forward= and what to take by output=."
-        ) from error
+    out = network.raw_output(examples)
     n = len(examples)
     if not isinstance(out, Tensor):
         raise UnsupportedNetwork(

@@ -27,18 +27,19 @@ else:  # what really comes is checked at the door, with errors that name the cur
 class Examples:
     """n examples as the tensors of one call: ``keys`` are the keywords, an empty tuple for positional arguments.
 
-    ``single`` tells a lone tensor from a tuple of one.
+    ``single`` tells a lone tensor from a tuple of one; ``name`` is what errors call them.
     """
 
     tensors: tuple[Tensor, ...]
     keys: tuple[str, ...] = ()
     single: bool = True
+    name: str = "x"
 
     def __len__(self) -> int:
         return len(self.tensors[0])
 
     def __getitem__(self, index: slice | Tensor | list[int]) -> Examples:
-        return Examples(tuple(tensor[index] for tensor in self.tensors), self.keys, self.single)
+        return Examples(tuple(tensor[index] for tensor in self.tensors), self.keys, self.single, self.name)
 
     def batches(self, size: int) -> Iterator[Examples]:
         """Consecutive mini-batches of at most ``size`` examples."""
@@ -53,10 +54,17 @@ class Examples:
         return self.tensors[0] if self.single else self.tensors
 
     @property
-    def signature(self) -> tuple[Any, ...]:
-        """What a probe of the network depends on: structure and dtypes, not values or lengths."""
-        kinds = tuple((tensor.dtype, tensor.ndim) for tensor in self.tensors)
-        return (self.keys, self.single, kinds)
+    def kind(self) -> tuple[Any, ...]:
+        """Structure, dtypes and ranks: what the way to a derivative depends on."""
+        return (self.keys, self.single, tuple((tensor.dtype, tensor.ndim) for tensor in self.tensors))
+
+    @property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        """The shapes of one example: what the network may accept or not."""
+        return tuple(tensor.shape[1:] for tensor in self.tensors)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in self.tensors)
 
     def followed_by(self, others: Examples) -> Examples:
         """These examples and then ``others``.
@@ -76,7 +84,7 @@ class Examples:
                 f"{[tuple(t.shape[1:]) for t in self.tensors]}; they must agree (pad sequences to one length)."
             )
         joined = tuple(torch.cat([a, b]) for a, b in zip(self.tensors, others.tensors, strict=True))
-        return Examples(joined, self.keys, self.single)
+        return Examples(joined, self.keys, self.single, self.name)
 
     def _structure(self) -> str:
         if self.keys:
@@ -87,7 +95,7 @@ class Examples:
 def as_examples(x: Data | Examples, dtype: torch.dtype, device: torch.device, name: str = "x") -> Examples:
     """Check ``x`` and bring it to the network: floating tensors to ``dtype``, all to ``device``.
 
-    A loader is read once and must give the same order each time, because what is multiplied with it does not move along.
+    A loader is read once and must give the same order each time: what it is multiplied with does not move along.
 
     Raises:
         InvalidData: not finite, empty, lengths that differ, a dtype that cannot be cast safely, an unstable loader.
@@ -113,10 +121,10 @@ def as_pairs(x: Data, y: Any, dtype: torch.dtype, device: torch.device, name: st
     if y is None:
         raise InvalidData("y: got None; pass the targets, one for each example, or a DataLoader of (input, target).")
     examples = _checked(x, dtype, device, name)
-    return examples, as_targets(y, len(examples))
+    return examples, as_targets(y, len(examples), name)
 
 
-def as_targets(y: Any, n: int | None) -> Float64[Tensor, "n"] | Float64[Tensor, "n c"]:
+def as_targets(y: Any, n: int | None, name: str = "x") -> Float64[Tensor, "n"] | Float64[Tensor, "n c"]:
     """Targets as float64, (n,) or (n, c).
 
     Raises:
@@ -124,16 +132,14 @@ def as_targets(y: Any, n: int | None) -> Float64[Tensor, "n"] | Float64[Tensor, 
     """
     targets = _tensor(y, "y")
     if targets.is_complex():
-        raise InvalidData(
-            "y: got complex numbers; expected real targets. Stack real and imaginary parts as two outputs."
-        )
+        raise InvalidData("y: got complex numbers; expected real ones. Stack real and imaginary parts as two outputs.")
     targets = targets.detach().to(torch.float64)
     if targets.ndim not in (1, 2):
         raise InvalidData(f"y: got shape {tuple(targets.shape)}; expected (n,) or (n, c). Flatten the outputs.")
     if n is not None and len(targets) != n:
-        raise InvalidData(f"y: got {len(targets)} targets for {n} examples; expected one for each example.")
+        raise InvalidData(f"y: got {len(targets)} targets for {n} examples in {name}; give one for each example.")
     if targets.numel() == 0:
-        raise InvalidData("y: got no targets; expected at least one example.")
+        raise InvalidData("y: got no targets; give one for each example.")
     _finite(targets, "y")
     return targets
 
@@ -150,31 +156,35 @@ def _checked(x: Any, dtype: torch.dtype, device: torch.device, name: str) -> Exa
     else:
         examples = Examples((_tensor(x, name),))
     if not examples.tensors:
-        raise InvalidData(f"{name}: got an empty {type(x).__name__}; expected at least one tensor.")
+        raise InvalidData(f"{name}: got an empty {type(x).__name__}; pass at least one tensor.")
     labels = [f"{name}[{key!r}]" for key in examples.keys] or (
         [name] if examples.single else [f"{name}[{i}]" for i in range(len(examples.tensors))]
     )
     for label, tensor in zip(labels, examples.tensors, strict=True):
         if tensor.ndim == 0:
-            raise InvalidData(f"{label}: got a single number; expected a tensor with the examples first, (n, ...).")
+            raise InvalidData(f"{label}: got a single number; give a tensor with the examples first, (n, ...).")
         if len(tensor) != len(examples):
             raise InvalidData(
                 f"{label}: got {len(tensor)} examples where {labels[0]} has {len(examples)}; every tensor has the "
                 "examples first. Pass what is no example by forward=."
             )
         if tensor.numel() == 0:
-            raise InvalidData(f"{label}: got shape {tuple(tensor.shape)}, no data; expected at least one example.")
+            raise InvalidData(f"{label}: got shape {tuple(tensor.shape)}, no data; pass at least one example.")
         if tensor.is_complex():
             raise InvalidData(f"{label}: got complex numbers; expected real ones. Pass torch.view_as_real(...).")
         _finite(tensor, label)
     cast = tuple(_cast(tensor, dtype, device, label) for label, tensor in zip(labels, examples.tensors, strict=True))
-    return Examples(cast, examples.keys, examples.single)
+    return Examples(cast, examples.keys, examples.single, name)
 
 
 def _tensor(value: Any, name: str) -> Tensor:
     if isinstance(value, Tensor):
+        if value.is_meta or value.is_nested:
+            raise InvalidData(f"{name}: got a nested tensor, or one without data; pass a plain tensor (pad sequences).")
         if value.is_sparse or value.is_quantized:
-            raise InvalidData(f"{name}: got a sparse or quantized tensor; expected a dense one, e.g. x.to_dense().")
+            raise InvalidData(
+                f"{name}: got a sparse or quantized tensor; expected a dense one. Convert it, e.g. x.to_dense()."
+            )
         return value
     try:
         array = np.asarray(value)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from jacana.errors import InvalidOption, UnsupportedNetwork
+from jacana.errors import InvalidData, InvalidOption, UnsupportedNetwork
 from jacana.networks.context import differentiable
 from jacana.networks.examples import Examples
 from jacana.networks.selection import Selection, layer_of, select
@@ -50,9 +50,10 @@ class Network:
         self.names = select(net, parameters)
         self._caller = _Caller(_private_copy(net), output, forward)
         snapshot = dict(self._caller.net.named_parameters())
-        self.values: tuple[Tensor, ...] = tuple(snapshot[name].detach() for name in self.names)
-        self._keys = tuple("net." + name for name in self.names)
-        self._buffers = tuple(self._caller.named_buffers())
+        self.leaves: tuple[Tensor, ...] = tuple(snapshot[name].requires_grad_() for name in self.names)
+        self.values: tuple[Tensor, ...] = tuple(leaf.detach() for leaf in self.leaves)
+        self._keys = tuple(_places(self._caller, leaf) for leaf in self.leaves)
+        self._buffers = tuple((_places(self._caller, buffer), buffer) for buffer in self._caller.buffers())
         self.sizes: tuple[int, ...] = tuple(value.numel() for value in self.values)
         dtypes = [value.dtype for value in self.values]
         self.dtype: torch.dtype = dtypes[0]
@@ -82,17 +83,32 @@ class Network:
 
     def __call__(self, values: Sequence[Tensor], examples: Examples) -> Float[Tensor, "n c"]:
         """The network's output at the parameter values ``values`` (one tensor a name)."""
-        state: dict[str, Tensor] = dict(zip(self._keys, values, strict=True))
-        for name, buffer in self._buffers:
-            state[name] = buffer.clone()  # a network may write into its buffers; the snapshot stays
-        out = functional_call(self._caller, state, (examples,))
+        out = self._call(self._state(values), examples)
         return out.unsqueeze(1) if out.ndim == 1 else out
+
+    def record(self, examples: Examples) -> tuple[Float[Tensor, "n c"], tuple[Tensor, ...]]:
+        """The output at θ0 with its reverse graph, and the leaves that it is differentiated by.
+
+        The leaves are the copy's own parameters: a checkpointed layer runs again during the backward pass, out of
+        reach of a functional call.
+        """
+        out = self._call(self._state(), examples)
+        return (out.unsqueeze(1) if out.ndim == 1 else out), self.leaves
 
     def raw_output(self, examples: Examples) -> Any:
         """What the network and ``output`` return at θ0, unchecked: what the audit looks at."""
-        state: dict[str, Tensor] = dict(zip(self._keys, self.values, strict=True))
-        state.update({name: buffer.clone() for name, buffer in self._buffers})
-        return functional_call(self._caller, state, (examples,))
+        return self._call(self._state(self.values), examples)
+
+    def _state(self, values: Sequence[Tensor] = ()) -> dict[str, Tensor]:
+        """Every place of every parameter and buffer; buffers as clones, because a network may write into them."""
+        state = {key: buffer.clone() for keys, buffer in self._buffers for key in keys}
+        for keys, value in zip(self._keys, values, strict=False):
+            state.update(dict.fromkeys(keys, value))
+        return state
+
+    def _call(self, state: dict[str, Tensor], examples: Examples) -> Any:
+        # Ties are resolved by _places: functional_call's own way leaves a module with two names with other weights.
+        return functional_call(self._caller, state, (examples,), tie_weights=False)
 
     def split(self, vector: Float[Tensor, " p"]) -> tuple[Tensor, ...]:
         """A flat vector as tensors shaped, typed and placed like the parameters."""
@@ -114,13 +130,40 @@ class _Caller(nn.Module):
         self._forward = forward
 
     def forward(self, examples: Examples) -> Any:
-        if self._forward is not None:
-            out = self._forward(self.net, examples.raw)
-        elif examples.keys:
-            out = self.net(**dict(zip(examples.keys, examples.tensors, strict=True)))
-        else:
-            out = self.net(*examples.tensors)
-        return out if self._output is None else self._output(out)
+        try:
+            if self._forward is not None:
+                out = self._forward(self.net, examples.raw)
+            elif examples.keys:
+                out = self.net(**dict(zip(examples.keys, examples.tensors, strict=True)))
+            else:
+                out = self.net(*examples.tensors)
+        except Exception as error:  # a user's forward may raise anything
+            raise InvalidData(
+                f"{examples.name}: the network fails on inputs of shape and dtype {examples} (examples first): "
+                f"{type(error).__name__}: {error}. Check the shape against what the network was trained on; integers "
+                "are passed as they are (token ids), so cast features to float; or say how to call it by forward=."
+            ) from error
+        if self._output is None:
+            return out
+        try:
+            return self._output(out)
+        except Exception as error:
+            raise InvalidOption(
+                f"output: the function fails on the {type(out).__name__} that the network returns: "
+                f"{type(error).__name__}: {error}. Take the tensor (n, c) from it, e.g. output=lambda out: out.logits."
+            ) from error
+
+
+def _places(root: nn.Module, tensor: Tensor) -> tuple[str, ...]:
+    """The names of a parameter or buffer, one for each module that holds it."""
+    places = []
+    for prefix, module in root.named_modules():  # each module once, whatever its names
+        held = [
+            *module.named_parameters(recurse=False, remove_duplicate=False),
+            *module.named_buffers(recurse=False, remove_duplicate=False),
+        ]
+        places += [f"{prefix}.{name}" for name, other in held if other is tensor]
+    return tuple(places)
 
 
 def _private_copy(net: nn.Module) -> nn.Module:

@@ -25,6 +25,14 @@ class LeaveOneOut:
         residual: y − mean.
         covariance: (n, c, c), of the observation: its outputs are left out together.
         log_probability: (n,), log p(y_i | all other y), its sum a pseudo-likelihood to compare models by.
+
+    Example:
+        >>> import jacana, torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(1, 20), torch.nn.Tanh(), torch.nn.Linear(20, 1))
+        >>> x = torch.linspace(-1, 1, 9).unsqueeze(1)
+        >>> left_out = jacana.TangentGP(net).condition(x, x[:, 0].sin(), noise_std=0.1).leave_one_out()
+        >>> bool(torch.allclose(left_out.mean + left_out.residual, x[:, 0].sin().double()))
+        True
     """
 
     mean: Float64[Tensor, "n"] | Float64[Tensor, "n c"]

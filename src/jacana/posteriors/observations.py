@@ -94,7 +94,7 @@ def observe(model: Model, x: Data, y: Any, likelihood: Gaussian) -> Observations
             "output= selects outputs of the network."
         )
     if len(columns) != len(examples):
-        raise InvalidData(f"y: got {len(columns)} targets for {len(examples)} examples; expected one for each example.")
+        raise InvalidData(f"y: got {len(columns)} targets for {len(examples)} examples; give one for each example.")
     observations = Observations(model, examples, columns - model.mean(examples), likelihood, flat)
     _ = observations.noise  # a noise that does not fit is refused here
     return observations

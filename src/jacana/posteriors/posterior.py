@@ -66,6 +66,10 @@ class Posterior:
         """Log p(y) = log N(y; m, K + Σ), the logarithm of the marginal likelihood."""
         return self._state.log_evidence
 
+    def examples(self, x: Data, name: str = "x") -> Examples:
+        """Inputs checked as :meth:`predict` checks them, for callers that name their argument otherwise."""
+        return self._state.observations.model.lin.examples(x, name)
+
     def predict(self, x: Data, observed: bool = False) -> Prediction:
         """What the posterior says of new examples.
 

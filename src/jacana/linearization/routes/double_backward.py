@@ -20,8 +20,7 @@ class DoubleBackward(Route):
     name: ClassVar[str] = "double backward"
 
     def jvp(self, network: Network, examples: Examples, vectors: Float[Tensor, "p k"]) -> Float[Tensor, "n c k"]:
-        leaves = [value.clone().requires_grad_() for value in network.values]
-        out = network(leaves, examples)
+        out, leaves = network.record(examples)
         dummy = torch.zeros_like(out, requires_grad=True)
         pulled = torch.autograd.grad(out, leaves, dummy, create_graph=True, allow_unused=True, materialize_grads=True)
         reached = [(i, tensor) for i, tensor in enumerate(pulled) if tensor.requires_grad]

@@ -23,14 +23,14 @@ class Rows(Route):
         products = []
         for i in range(len(examples)):
             pieces = rows(network, examples[i : i + 1])
-            products.append(torch.cat([piece.flatten(1).to(vectors) for piece in pieces], dim=1) @ vectors)
+            products.append(torch.cat([piece.reshape(len(piece), -1).to(vectors) for piece in pieces], dim=1) @ vectors)
         return torch.stack(products)
 
 
 def rows(network: Network, example: Examples, outputs: list[int] | None = None) -> tuple[Float[Tensor, "c ..."], ...]:
     """The Jacobian of one example, all its outputs or the given ones, as one tensor (c, *shape) a parameter."""
-    leaves = [value.clone().requires_grad_() for value in network.values]
-    out = network(leaves, example)[0]
+    outputs_of_one, leaves = network.record(example)
+    out = outputs_of_one[0]
     taken = range(len(out)) if outputs is None else outputs
     if not out.requires_grad:
         return tuple(value.new_zeros(len(taken), *value.shape) for value in network.values)

@@ -1,0 +1,122 @@
+"""Laws over every method of inference: each concrete class in `jacana.posteriors` that `condition` takes.
+
+Found by looking: a new exact method that needs no argument is held to them the day it is written.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib
+import inspect
+import pickle
+import pkgutil
+
+import numpy as np
+import pytest
+import torch
+
+import jacana
+import jacana.posteriors
+from tests import oracles
+from tests.problems import problem
+
+DOUBLE = torch.float64
+
+
+def methods() -> list[type]:
+    """Every concrete descendant of what `FunctionSpace` and `WeightSpace` have in common."""
+    for module in pkgutil.walk_packages(jacana.posteriors.__path__, "jacana.posteriors."):
+        importlib.import_module(module.name)
+    shared = [
+        k for k in jacana.FunctionSpace.__mro__ if k in jacana.WeightSpace.__mro__ and k.__module__.startswith("jacana")
+    ]
+    assert shared, "the methods share no class of the package"
+    found, waiting = [], list(shared)
+    while waiting:
+        kind = waiting.pop()
+        waiting.extend(kind.__subclasses__())
+        if not inspect.isabstract(kind) and kind.__module__.startswith("jacana") and kind not in found:
+            found.append(kind)
+    return found
+
+
+EVERY = pytest.mark.parametrize("method", methods(), ids=lambda kind: kind.__name__)
+NAMES = ["p < nc, c = 2", "p > nc, c = 2", "one noise an output", "n = 1, c = 1", "a prior each layer", "mean zero"]
+
+
+def test_the_search_finds_the_methods_there_are():
+    assert {jacana.FunctionSpace, jacana.WeightSpace} <= set(methods())
+
+
+@EVERY
+def test_options_are_a_frozen_value(method):
+    assert dataclasses.is_dataclass(method)
+    one, two = method(), method()
+    assert one == two
+    assert hash(one) == hash(two)
+    assert pickle.loads(pickle.dumps(one)) == copy.deepcopy(one) == one
+    for field in dataclasses.fields(one):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(one, field.name, None)
+
+
+@EVERY
+@pytest.mark.parametrize("name", NAMES)
+def test_its_posterior_is_the_oracles(method, name, dtype):
+    it = problem(name, dtype)
+    post = it.condition_on_data(method())
+    prediction = post.predict(it.x_new)
+    scale = np.abs(it.K_new).max()
+    it.close(prediction.mean, it.shaped(it.posterior.mean), "mean", scale=it.size)
+    it.close(prediction.covariance, it.posterior.covariance, "covariance", scale=scale)
+    it.close(prediction.variance, it.shaped(it.posterior.variance), "variance", scale=scale)
+    it.close(post.weights, it.weights.mean[:, 0], "weights")
+    it.close(post.log_evidence, it.log_evidence, "log evidence", scale=max(abs(it.log_evidence), it.n * it.c))
+
+
+@EVERY
+@pytest.mark.parametrize("name", NAMES)
+def test_data_never_add_variance(method, name):
+    it = problem(name)
+    lost = it.gp.predict(it.x_new).covariance - it.condition_on_data(method()).predict(it.x_new).covariance
+    assert torch.linalg.eigvalsh((lost + lost.T) / 2).min() >= -1e-10 * np.abs(it.K_new).max()
+
+
+@EVERY
+@pytest.mark.parametrize("name", NAMES)
+def test_the_mean_is_affine_in_the_targets(method, name):
+    it = problem(name)
+    other = torch.randn(it.y.shape, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+
+    def mean(y):
+        return it.gp.condition(it.x, y, it.noise_argument, method=method()).predict(it.x_new).mean
+
+    halfway = mean(0.25 * it.y + 0.75 * other)
+    it.close(halfway, 0.25 * mean(it.y) + 0.75 * mean(other), "mean", scale=it.size)
+
+
+@EVERY
+def test_the_mean_is_that_of_the_weights(method):
+    """J* δ̂ and nothing else: what is predicted is a network with other weights, to first order."""
+    it = problem("p > nc, c = 2")
+    post = it.condition_on_data(method())
+    want = it.m_new + (it.J_new @ post.weights.numpy()).reshape(it.m_new.shape)
+    oracles.assert_close(post.predict(it.x_new).mean, want, DOUBLE, scale=it.size)
+
+
+@EVERY
+def test_it_is_kept_when_more_data_come(method):
+    it = problem("p > nc, c = 2")
+    post = it.gp.condition(it.x[:2], it.y[:2], 0.3, method=method()).condition(it.x[2:], it.y[2:])
+    assert post.method == method()
+    it.close(post.predict(it.x_new).covariance, it.posterior.covariance, "covariance", scale=np.abs(it.K_new).max())
+
+
+@EVERY
+def test_it_is_the_same_every_time(method, generators_untouched):
+    it = problem("p > nc, c = 2")
+    one, two = (it.gp.condition(it.x, it.y, 0.3, method=method()) for _ in range(2))
+    assert torch.equal(one.weights, two.weights)
+    assert torch.equal(one.predict(it.x_new).covariance, two.predict(it.x_new).covariance)
+    assert one.log_evidence == two.log_evidence
