@@ -132,6 +132,7 @@ def _picture(
     if bar:
         scale = panel.figure.colorbar(image, cax=panel.inset_axes((1.03, 0.08, 0.035, 0.84)))
         scale.outline.set_visible(False)
+        scale.set_label("parasite rate")
 
 
 def _curves(panel: Axes, summary: Rows, figure: str) -> None:

@@ -108,6 +108,12 @@ def mlp(d: int = 3, hidden: int = 5, c: int = 2) -> nn.Sequential:
     return nn.Sequential(nn.Linear(d, hidden), nn.Tanh(), nn.Linear(hidden, c))
 
 
+def in_place() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(3, 6), nn.ReLU(inplace=True), nn.Linear(6, 5), nn.Hardtanh(inplace=True), nn.Linear(5, 2)
+    )
+
+
 class Flat(nn.Module):
     """Returns (n,), as regression networks do that squeeze."""
 
@@ -315,6 +321,79 @@ class Twice(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(torch.tanh(self.again(torch.tanh(self.step(torch.sin(self.step(x)))))))
+
+
+class Functional(nn.Module):
+    """The same operation by every name that it has: keywords, matmul, addmm, einsum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.A, self.a = nn.Parameter(torch.randn(4, 3) / 2), nn.Parameter(torch.randn(4) / 2)
+        self.B, self.b = nn.Parameter(torch.randn(4, 4) / 2), nn.Parameter(torch.randn(4) / 2)
+        self.C = nn.Parameter(torch.randn(2, 4) / 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(functional.linear(bias=self.a, weight=self.A, input=x))
+        x = torch.tanh(torch.addmm(self.b, x, self.B)) + torch.tanh(x @ self.B.T)
+        return torch.einsum("na,ca->nc", x, self.C)
+
+
+class Shared(nn.Module):
+    """One bias for two layers, one weight for two layers, and a weight that is also read as a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2)
+        self.third = nn.Linear(3, 3, bias=False)
+        self.second.bias = self.first.bias
+        self.third.weight = self.second.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.third(torch.tanh(self.second(torch.tanh(self.first(x)))))
+        return self.head(x) * (1 + self.head.weight.square().mean())
+
+
+class TimeFirst(nn.Module):
+    """Layers on (time, examples, features), with as many times as the tests have examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.mix(x.transpose(0, 1))).cumsum(0)[-1])
+
+
+class Sorted(nn.Module):
+    """Sorts the examples, as packing by length does, and puts what comes out in their order again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = mlp(3, 4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = x[:, 0].argsort()
+        return self.body(x[order])[order.argsort()]
+
+
+def nearly_sorted(n: int, dtype: torch.dtype) -> Tensor:
+    """The first example and the last are in place; two between them are not."""
+    x = torch.randn(n, 3, dtype=torch.float64)
+    x[:, 0] = torch.linspace(-1, 1, n) if n > 1 else 0.3
+    if n > 3:
+        x[1:3, 0] = x[1:3, 0].flip(0)
+    return x.to(dtype)
+
+
+class Chunked(nn.Module):
+    """Runs its examples in pieces of two, the last piece first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = mlp(3, 4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.body(piece) for piece in reversed(x.split(2))][::-1])
 
 
 class Raw(nn.Module):
@@ -586,6 +665,7 @@ CASES: tuple[Case, ...] = (
     Case("one output, (n,)", Flat, vectors(3), routes=FORWARD),
     Case("linear without bias", lambda: nn.Linear(3, 2, bias=False), vectors(3), routes=FORWARD),
     Case("residual", Residual, vectors(4), routes=FORWARD),
+    Case("in-place ReLU after Linear", in_place, vectors(3), routes=FORWARD),
     Case("conv, BatchNorm, in-place ReLU", convolution, images(1, 5), routes=FORWARD),
     Case("grouped, circular, transposed conv", odd_convolutions_settled, images(2, 4)),
     Case("GroupNorm, InstanceNorm, LayerNorm", normalised, sequences(2, 5)),
@@ -608,6 +688,11 @@ CASES: tuple[Case, ...] = (
     Case("tied embedding and head", Tied, tokens(4, 5)),
     Case("W and its transpose", Transposed, vectors(3)),
     Case("a module called three times", Twice, vectors(3)),
+    Case("linear by every name", Functional, vectors(3)),
+    Case("shared weight, shared bias, weight read", Shared, vectors(3)),
+    Case("time first inside", TimeFirst, sequences(4, 3)),
+    Case("sorted inside", Sorted, nearly_sorted),
+    Case("chunked inside", Chunked, vectors(3)),
     Case("raw, idle, frozen parameters, buffers", Raw, vectors(3)),
     Case("data-dependent branch", Branching, vectors(3)),
     Case("custom Function, old style", lambda: Custom(_Cube), vectors(3), routes=REVERSE),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float64
@@ -40,8 +40,12 @@ class Source(ABC):
         """The variance of y − f."""
 
 
-def standard_normal(*shape: int, generator: torch.Generator | None, device: torch.device) -> Float64[Tensor, "..."]:
+def standard_normal(*shape: int, generator: Any, device: torch.device) -> Float64[Tensor, "..."]:
     """Standard normal numbers drawn where ``generator`` lives, on ``device``."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise InvalidOption(
+            f"generator: got {type(generator).__name__}; pass a torch.Generator, e.g. torch.Generator().manual_seed(0)."
+        )
     source = torch.device("cpu") if generator is None else generator.device
     return torch.randn(*shape, dtype=torch.float64, generator=generator, device=source).to(device)
 

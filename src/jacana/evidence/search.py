@@ -32,7 +32,9 @@ def ascend(
     typical = float(np.sqrt((rms**2).mean()))
     n_scales = found.n_scales if learn_scales else 0
     n_noises = 0 if noise is not None else (found.c if by_output else 1)
-    unit = np.log(typical) - np.log(np.maximum(found.size.cpu().numpy(), 1e-300))  # a layer alone explains the data
+    size = found.size.cpu().numpy()
+    idle = size <= 0.0  # a layer that does not reach the output: its scale stays as it was given
+    unit = np.where(idle, 0.0, np.log(typical) - np.log(np.where(idle, 1.0, size)))  # a layer alone explains the data
     floor = np.where(rms > 0, rms, typical) if by_output else np.array([typical])
     bounds = [(u - np.log(1e5), u + np.log(1e3)) for u in unit[:n_scales]]
     bounds += [(np.log(f * NOISE_RANGE[0]), np.log(f * NOISE_RANGE[1])) for f in floor[:n_noises]]
@@ -61,7 +63,9 @@ def ascend(
             "prior_std: no scale within bounds gives a covariance that float64 can factorise; repeated examples with "
             "noise_std fixed too small? Learn the noise, or give a larger one."
         )
-    scales = [float(s) for s in np.exp(where[:n_scales])] or [1.0] * found.n_scales
+    scales = [1.0 if i else float(s) for s, i in zip(np.exp(where[:n_scales]), idle, strict=False)] or [
+        1.0
+    ] * found.n_scales
     return scales, [float(s) for s in np.exp(where[n_scales:])]
 
 

@@ -41,11 +41,11 @@ class Gaussian:
         try:
             given = noise_std.detach().cpu().numpy() if isinstance(noise_std, Tensor) else np.asarray(noise_std)
             if np.iscomplexobj(given):
-                raise TypeError("complex")
+                raise TypeError("complex numbers")
             std = torch.as_tensor(np.array(given, dtype=np.float64))  # a Python float keeps all its digits
         except (TypeError, ValueError, RuntimeError) as error:
             raise InvalidOption(
-                f"noise_std: got {noise_std!r}; expected a number, (c,) or (n, c) standard deviations."
+                f"noise_std: got {noise_std!r} ({error}); pass a number, (c,) or (n, c) standard deviations."
             ) from error
         if std.ndim > 2 or std.numel() == 0:
             raise InvalidOption(f"noise_std: got shape {tuple(std.shape)}; expected a number, (c,) or (n, c).")

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jacana.errors import UnsupportedNetwork
 from jacana.linearization.linear_rule import linear_shares
 from jacana.linearization.per_example import looped, vectorised
 from jacana.linearization.shares import Formed, Share
@@ -80,5 +81,11 @@ def features(
         form = vectorised if vectorises else looped
         for place, gradients in zip(rest, form(network, examples, rest), strict=True):
             shares[place] = Formed(gradients.reshape(*gradients.shape[:2], -1).to(dtype))
+    for place, share in shares.items():
+        if not share.is_finite():
+            raise UnsupportedNetwork(
+                f"net: the Jacobian in {network.names[place]!r} has NaN or infinite entries on finite inputs (a square "
+                "root or norm at zero?); keep such operations away from their singular points, e.g. (x + 1e-12).sqrt()."
+            )
     c = next(iter(shares.values())).blocks().shape[1]
     return Features(len(examples), c, [shares[place] for place in range(len(network.values))])

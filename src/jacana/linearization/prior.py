@@ -37,8 +37,14 @@ class Prior:
             InvalidOption: not positive and finite, a prefix that names nothing, or parameters left uncovered.
         """
         if isinstance(prior_std, Mapping):
+            for key, value in prior_std.items():
+                if not isinstance(key, str):
+                    raise InvalidOption(
+                        f"prior_std: got the key {key!r}; use dotted prefixes of parameter names as keys."
+                    )
+                _positive(value, f"prior_std[{key!r}]")
             stds = _by_prefix(network.names, prior_std)
-            given: PriorStd = {str(key): _positive(value) for key, value in prior_std.items()}
+            given: PriorStd = dict(prior_std)
         else:
             given = _positive(prior_std)
             stds = [given] * len(network.names)
@@ -76,12 +82,12 @@ def _by_prefix(names: tuple[str, ...], prior_std: Mapping[str, float]) -> list[f
     return stds
 
 
-def _positive(value: object) -> float:
+def _positive(value: object, name: str = "prior_std") -> float:
     if isinstance(value, Tensor | np.ndarray) and value.shape in ((), (1,)):
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value <= 0:
         raise InvalidOption(
-            f"prior_std: got {value!r}; expected a positive finite standard deviation, or a mapping from parameter "
-            "name prefixes to such numbers."
+            f"{name}: got {value!r}; expected a positive finite standard deviation, or a mapping from parameter "
+            "name prefixes to such numbers. Learn it with jacana.maximize_evidence, or leave it out."
         )
     return float(value)

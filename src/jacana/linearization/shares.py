@@ -38,6 +38,10 @@ class Share(ABC):
     def push(self, tangents: Float[Tensor, "q k"]) -> Float[Tensor, "nc k"]:
         """J_θ V."""
 
+    @abstractmethod
+    def is_finite(self) -> bool:
+        """Whether no entry is NaN or infinite."""
+
     @property
     @abstractmethod
     def nbytes(self) -> int:
@@ -64,6 +68,9 @@ class Formed(Share):
 
     def push(self, tangents: Float[Tensor, "q k"]) -> Float[Tensor, "nc k"]:
         return self.dense() @ tangents
+
+    def is_finite(self) -> bool:
+        return bool(torch.isfinite(self._gradients).all())
 
     @property
     def nbytes(self) -> int:
@@ -112,6 +119,9 @@ class Outer(Share):
             for column in tangents.unbind(1)
         ]
         return torch.stack(columns, dim=1) if columns else tangents.new_zeros(self.cotangents[:, :, 0].numel(), 0)
+
+    def is_finite(self) -> bool:
+        return bool(torch.isfinite(self.activations).all() and torch.isfinite(self.cotangents).all())
 
     @property
     def nbytes(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jacana.errors import UnsupportedNetwork
+from jacana.errors import InvalidData, UnsupportedNetwork
 from jacana.networks.examples import Examples
 from jacana.networks.network import Network
 
@@ -67,7 +67,7 @@ def audit(network: Network, examples: Examples) -> tuple[int, bool]:
                 "take sampling out of the forward pass, e.g. by output=."
             )
         for index in (order, torch.tensor([0]), torch.tensor([len(few) - 1])):
-            if _apart(out[index], _output(network, few[index]), tolerance):
+            if _apart(out[index], _alone(network, few[index]), tolerance):
                 layer = _first_difference(network, few, few[index], index)
                 raise UnsupportedNetwork(
                     f"net: {layer} mixes the examples of a batch: an example's output changes with its neighbours or "
@@ -75,6 +75,16 @@ def audit(network: Network, examples: Examples) -> tuple[int, bool]:
                     "come first), and no reduction over the batch; or arrange the call by forward=."
                 )
     return out.shape[1], flat
+
+
+def _alone(network: Network, examples: Examples) -> Tensor:
+    try:
+        return _output(network, examples)
+    except InvalidData as error:
+        raise UnsupportedNetwork(
+            f"net: the network takes a batch of examples but not {len(examples)} of them ({error.__cause__}): it mixes "
+            "examples, as batch statistics do. Use running statistics for BatchNorm, and no reduction over the batch."
+        ) from error
 
 
 def _output(network: Network, examples: Examples) -> Tensor:

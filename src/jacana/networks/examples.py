@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -40,6 +40,10 @@ class Examples:
 
     def __getitem__(self, index: slice | Tensor | list[int]) -> Examples:
         return Examples(tuple(tensor[index] for tensor in self.tensors), self.keys, self.single, self.name)
+
+    def copied(self) -> Examples:
+        """The same in memory of its own, out of reach of whoever gave them."""
+        return replace(self, tensors=tuple(tensor.clone() for tensor in self.tensors))
 
     def batches(self, size: int) -> Iterator[Examples]:
         """Consecutive mini-batches of at most ``size`` examples."""
@@ -180,7 +184,9 @@ def _checked(x: Any, dtype: torch.dtype, device: torch.device, name: str) -> Exa
 def _tensor(value: Any, name: str) -> Tensor:
     if isinstance(value, Tensor):
         if value.is_meta or value.is_nested:
-            raise InvalidData(f"{name}: got a nested tensor, or one without data; pass a plain tensor (pad sequences).")
+            raise InvalidData(
+                f"{name}: got a nested tensor, or one on the meta device; pass a plain one (pad sequences)."
+            )
         if value.is_sparse or value.is_quantized:
             raise InvalidData(
                 f"{name}: got a sparse or quantized tensor; expected a dense one. Convert it, e.g. x.to_dense()."

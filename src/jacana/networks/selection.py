@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import cast
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
@@ -38,7 +39,7 @@ def select(net: nn.Module, parameters: Selection) -> tuple[str, ...]:
             )
     else:
         chosen = set()
-        for item in [parameters] if isinstance(parameters, str | nn.Module | nn.Parameter) else list(parameters):
+        for item in _items(parameters):
             chosen |= _matches(net, item, canonical, aliases)
         if not chosen:
             raise InvalidOption("parameters: the selection is empty; name at least one parameter, prefix or module.")
@@ -54,6 +55,11 @@ def select(net: nn.Module, parameters: Selection) -> tuple[str, ...]:
 def layer_of(name: str) -> str:
     """The layer that owns a parameter: its dotted name without the last part, '' for the network itself."""
     return name.rpartition(".")[0]
+
+
+def _items(parameters: object) -> list[object]:
+    alone = isinstance(parameters, str | nn.Module | nn.Parameter) or not isinstance(parameters, Iterable)
+    return [parameters] if alone else list(cast(Iterable[object], parameters))
 
 
 def _matches(net: nn.Module, item: object, canonical: dict[int, str], aliases: dict[str, str]) -> set[str]:
@@ -76,7 +82,7 @@ def _matches(net: nn.Module, item: object, canonical: dict[int, str], aliases: d
         return found
     if not isinstance(item, str):
         raise InvalidOption(
-            f"parameters: got {type(item).__name__}; expected names, dotted prefixes, modules or parameters."
+            f"parameters: got {type(item).__name__}; give names, dotted prefixes, modules or parameters."
         )
     found = {aliases[name] for name in aliases if name == item or name.startswith(item + ".") or item == ""}
     if found:

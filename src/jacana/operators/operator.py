@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from numbers import Real
 from typing import final
@@ -89,7 +90,9 @@ class Operator(ABC):
         """
         rows, columns = self.shape
         if rows != columns:
-            raise InvalidData(f"diagonal: the operator has shape {(rows, columns)}; only a square one has a diagonal.")
+            raise InvalidData(
+                f"diagonal: the operator has shape {(rows, columns)}; a diagonal needs a square one; use .to_dense()."
+            )
         entries = torch.empty(rows, dtype=self.dtype, device=self.device)
         start = 0
         for unit in _unit_vectors(columns, self.dtype, self.device):
@@ -168,8 +171,8 @@ class _Transpose(_Derived):
 @final
 class _Scaled(_Derived):
     def __init__(self, base: Operator, factor: float) -> None:
-        if isinstance(factor, bool) or not isinstance(factor, Real):
-            raise InvalidData(f"*: got {type(factor).__name__}; an operator is scaled by a real number.")
+        if isinstance(factor, bool) or not isinstance(factor, Real) or not math.isfinite(factor):
+            raise InvalidData(f"*: got the factor {factor!r}; pass a finite real number to scale an operator.")
         super().__init__(base)
         self._factor: float = float(factor)
 

@@ -95,7 +95,7 @@ def observe(model: Model, x: Data, y: Any, likelihood: Gaussian) -> Observations
         )
     if len(columns) != len(examples):
         raise InvalidData(f"y: got {len(columns)} targets for {len(examples)} examples; give one for each example.")
-    observations = Observations(model, examples, columns - model.mean(examples), likelihood, flat)
+    observations = Observations(model, examples.copied(), columns - model.mean(examples), likelihood, flat)
     _ = observations.noise  # a noise that does not fit is refused here
     return observations
 
