@@ -22,18 +22,20 @@ from experiments.digits import network
 
 __all__ = ["main"]
 
+EXAMPLES = 50
+
 Work = Callable[[], Any]
 
 
 def perceptron() -> tuple[nn.Module, Tensor]:
-    """784-512-512-10, relu: 669,706 parameters; 100 examples."""
+    """784-512-512-10, relu: 669,706 parameters."""
     net = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
-    return net.eval(), torch.randn(100, 784)
+    return net.eval(), torch.randn(EXAMPLES, 784)
 
 
 def convolutional() -> tuple[nn.Module, Tensor]:
-    """The network of the rotated digits: 38,570 parameters; 100 examples."""
-    return network().eval(), torch.randn(100, 1, 8, 8)
+    """The network of the rotated digits: 38,570 parameters."""
+    return network().eval(), torch.randn(EXAMPLES, 1, 8, 8)
 
 
 def jacobian(net: nn.Module, x: Tensor) -> Tensor:
@@ -69,13 +71,13 @@ def works(net: nn.Module, x: Tensor) -> dict[str, Work]:
         "kernel, Jacana": lambda: jacana.NTK(lin, x).to_dense(),
         "condition on all": lambda: jacana.TangentGP(lin, progress=False).condition(x, y, noise_std=0.1).log_evidence,
         "predict the means": lambda: post.predict(x).mean,
-        "predict means and variances": lambda: post.predict(x).variance,
+        "predict the variances": lambda: post.predict(x).variance,
     }
 
 
 def main(argv: list[str] | None = None) -> None:
     """Time, print, write."""
-    asked = parse("bench", "Timings.", seeds=5, quick_seeds=1, argv=argv)
+    asked = parse("bench", "Timings.", seeds=3, quick_seeds=1, argv=argv)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     start = time.perf_counter()
@@ -90,10 +92,10 @@ def main(argv: list[str] | None = None) -> None:
                 work()
                 best[name] = min(best[name], time.perf_counter() - begin)
         found[title] = best
-        print(f"{title}, 100 examples, ten outputs, seconds (least of {asked.seeds}):")
+        print(f"{title}, {EXAMPLES} examples, ten outputs, seconds (least of {asked.seeds}):")
         print("\n".join(f"  {name:36}{seconds:10.4f}" for name, seconds in best.items()))
     seconds = time.perf_counter() - start
-    print(record(asked.path(".json"), asked, settings={"examples": 100}, results=found, seconds=seconds))
+    print(record(asked.path(".json"), asked, settings={"examples": EXAMPLES}, results=found, seconds=seconds))
 
 
 if __name__ == "__main__":

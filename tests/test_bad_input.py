@@ -159,7 +159,7 @@ BAD_INPUTS = {
     "mapping to words": (lambda x: {"input": "words"}, ["str"]),
     "too many positions": (lambda x: (x, x), []),
     "a sparse tensor": (lambda x: x.to_sparse(), ["sparse"]),
-    "a tensor without data": (lambda x: torch.empty(6, 3, device="meta"), ["meta"]),
+    "a tensor without data": (lambda x: torch.empty(6, 3, device="meta"), ["meta|without data"]),
     "a loader of nothing": (
         lambda x: DataLoader(TensorDataset(x[:0])),
         ["empty|zero|no example|no batch|at least one"],
@@ -368,7 +368,7 @@ BAD_NOISES = {
     "(n, c, c)": (np.full((6, 2, 2), 0.3), ["shape|dimension"]),
     "none at all": ([], ["empty|shape|0"]),
     "a word": ("loud", ["loud"]),
-    "complex": (0.3j, ["complex"]),
+    "complex": (0.3j, ["complex|0.3j"]),
     "an object": (object(), ["object"]),
 }
 
@@ -900,6 +900,39 @@ def test_a_network_whose_parameters_have_two_dtypes_is_right_or_refused():
 class Widen(nn.Module):
     def forward(self, x):
         return torch.tanh(x.double())
+
+
+LATE_DOORS = {
+    "lin(x)": lambda b, x: b.lin(x),
+    "lin.jvp": lambda b, x: b.lin.jvp(x, b.v),
+    "lin.jacobian": lambda b, x: b.lin.jacobian(x),
+    "NTK": lambda b, x: jacana.NTK(b.lin, x).to_dense(),
+    "prior mean": lambda b, x: b.gp.predict(x).mean,
+    "posterior mean": lambda b, x: b.post.predict(x).mean,
+    "posterior variance": lambda b, x: b.post.predict(x).variance,
+    "condition": lambda b, x: b.gp.condition(x, targets(b, x), 0.3),
+    "posterior.condition": lambda b, x: b.post.condition(x, targets(b, x)),
+    "maximize_evidence": lambda b, x: jacana.maximize_evidence(b.gp, x, targets(b, x)),
+    "NTKRegressor.fit": lambda b, x: b.fresh().fit(x, targets(b, x)),
+    "NTKRegressor.predict": lambda b, x: b.regressor.predict(x),
+}
+
+
+@pytest.mark.parametrize("door", LATE_DOORS)
+def test_outputs_that_are_not_finite_for_one_example_of_many(door):
+    """A logarithm of a negative number at one of fifty examples, after many that were fine: never a silent NaN."""
+    net = nn.Sequential(nn.Linear(3, 2), Logarithm()).double()
+    net[0].weight.data.fill_(0.3)
+    x = torch.rand(50, 3, dtype=DOUBLE)
+    b = Bench(net, x[:6], torch.ones(6, 2, dtype=DOUBLE), x[:3])
+    bad = x.clone()
+    bad[31] = -20.0
+    refuse(lambda: LATE_DOORS[door](b, bad), "net|network|outputs?|x|X", "nan|finite|inf", bench=b)
+
+
+class Logarithm(nn.Module):
+    def forward(self, x):
+        return torch.log(x + 2.0)
 
 
 def test_networks_with_weights_that_are_not_finite():

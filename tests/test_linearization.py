@@ -307,6 +307,31 @@ def test_two_python_threads_at_once(names):
             close(got, (it.J @ it.v).reshape(it.n, it.c), SINGLE, (np.abs(it.J) @ np.abs(it.v)).max())
 
 
+def test_two_python_threads_share_one_linearization():
+    """Meeting new kinds and lengths of input all the while, in no order."""
+    it = known("GRU", DOUBLE)
+    lin = jacana.linearize(it.net)
+    failures: list[BaseException] = []
+
+    def work(first: int) -> None:
+        try:
+            for i in range(first, 24, 2):
+                x = it.x[: 1 + i % 4, : 1 + i % 3]
+                J = oracles.jacobian(it.net, x)
+                close(lin.jvp(x, it.tensor(it.v)).reshape(-1), J @ it.v, DOUBLE, np.abs(J).sum(1).max() * 4)
+                close(lin.jacobian(x), J, DOUBLE)
+        except BaseException as error:  # noqa: BLE001
+            failures.append(error)
+
+    workers = [threading.Thread(target=work, args=(first,), daemon=True) for first in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=60)
+    assert not any(worker.is_alive() for worker in workers), "deadlock"
+    assert not failures
+
+
 # The snapshot ----------------------------------------------------------------------------------------
 
 

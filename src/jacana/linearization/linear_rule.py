@@ -78,9 +78,10 @@ def linear_shares(network: Network, examples: Examples, dtype: torch.dtype) -> d
         gradients = torch.autograd.grad(out[:, k].sum(), [*taps, *leaves], retain_graph=True, allow_unused=True)
         by_output.append([t.new_zeros(t.shape) if g is None else g for g, t in zip(gradients, taps, strict=False)])
         elsewhere |= {place for place, g in enumerate(gradients[len(taps) :]) if g is not None}
-    cotangents = [torch.stack([g[i] for g in by_output], dim=1).to(dtype) for i in range(len(taps))]
-    if not _examples_first(out, taps):
+    cotangents = [torch.stack([g[i] for g in by_output], dim=1) for i in range(len(taps))]
+    if not _examples_first(out, taps, cotangents):
         return {}
+    cotangents = [cotangent.to(dtype) for cotangent in cotangents]
     shares: dict[int, Share] = {}
     for place in range(len(leaves)):
         weights = [i for i, use in enumerate(watch.uses) if use.weight == place]
@@ -111,15 +112,20 @@ def _total(tensors: list[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.stack(tensors).sum(0)
 
 
-def _examples_first(out: Tensor, taps: list[Tensor]) -> bool:
-    """Whether the first dimension of every tap is the examples: an output reaches no other row of it.
+def _examples_first(out: Tensor, taps: list[Tensor], cotangents: list[Tensor]) -> bool:
+    """Whether row i of every tap belongs to example i alone.
 
-    A sequence-first layer inside the network can have as many positions as there are examples.
+    A sequence-first layer inside the network can have as many positions as there are examples, and a network may sort
+    its examples by length. Weighting the examples' outputs must weight the rows of the cotangents alike.
     """
-    n = len(out)
-    for i in (0, n - 1):
-        gradients = torch.autograd.grad(out[i].sum(), taps, retain_graph=True, allow_unused=True)
-        for gradient in gradients:
-            if gradient is not None and bool(torch.cat([gradient[:i], gradient[i + 1 :]]).any()):
-                return False
+    n, c = out.shape
+    by_example = torch.linspace(1.0, 2.0, n, dtype=out.dtype, device=out.device)
+    by_output = torch.linspace(1.0, 3.0, c, dtype=out.dtype, device=out.device).square()
+    total = (by_example @ out) @ by_output
+    weighted = torch.autograd.grad(total, taps, allow_unused=True, materialize_grads=True)
+    tolerance = torch.finfo(out.dtype).eps ** 0.5 / 4.0
+    for got, cotangent in zip(weighted, cotangents, strict=True):
+        expected = torch.einsum("i,k,ik...->i...", by_example, by_output, cotangent)
+        if bool(((got - expected).abs() > tolerance * expected.abs().max()).any()):
+            return False
     return True

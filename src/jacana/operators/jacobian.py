@@ -42,7 +42,7 @@ class Jacobian(Operator):
 
     def __init__(self, lin: Linearization | nn.Module, x: Data) -> None:
         self._lin = lin if isinstance(lin, Linearization) else linearize(lin)
-        self._examples = self._lin.examples(x)
+        self._examples = self._lin.examples(x).copied()
         rows = len(self._examples) * self._lin.findings(self._examples).n_outputs
         self._shape = torch.Size((rows, self._lin.n_parameters))
 

@@ -52,8 +52,8 @@ class NTK(Operator):
     ) -> None:
         self._lin = lin if isinstance(lin, Linearization) else linearize(lin)
         self._prior = Prior.of(self._lin.network, prior_std)
-        self._x1 = self._lin.examples(x1, "x1")
-        self._x2 = None if x2 is None else self._lin.examples(x2, "x2")
+        self._x1 = self._lin.examples(x1, "x1").copied()
+        self._x2 = None if x2 is None else self._lin.examples(x2, "x2").copied()
         self._left = Jacobian(self._lin, self._x1)
         self._right = self._left if self._x2 is None else Jacobian(self._lin, self._x2)
 

@@ -82,7 +82,7 @@ class Posterior:
         """
         observations = self._state.observations
         lin = observations.model.lin
-        examples = lin.examples(x)
+        examples = lin.examples(x).copied()
         if lin.findings(examples).n_outputs != observations.c:
             raise InvalidData("x: the network gives another number of outputs than on the data it was conditioned on.")
         source = _PosteriorSource(self._state, examples)

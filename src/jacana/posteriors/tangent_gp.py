@@ -96,7 +96,7 @@ class TangentGP:
         Raises:
             InvalidData: examples that cannot be used.
         """
-        examples = self._model.lin.examples(x)
+        examples = self._model.lin.examples(x).copied()
         flat = self._model.lin.findings(examples).flat
         return Prediction(_PriorSource(self._model, examples), flat=flat, observed=False)
 
