@@ -29,7 +29,7 @@ class Outcome:
         accuracy: Share of the test digits that are right.
         nll: Mean negative log-probability of their labels.
         ece: Expected calibration error.
-        seconds: Wall time of the adaptation, choices and test predictions included.
+        seconds: CPU time of the adaptation, choices and test predictions included.
         temperature: What outputs are divided by before the softmax.
         choices: What was chosen or learned, and from which candidates.
         probabilities: Of the test digits, (m, 10); not recorded.

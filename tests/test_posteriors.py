@@ -205,6 +205,22 @@ def test_variances_are_never_negative(name, sigma, method, dtype):
             np.testing.assert_allclose(variance, exact.variance.reshape(-1), rtol=1e-2)
 
 
+@pytest.mark.parametrize("name", ["p > nc, c = 2", "p > n, y (n,)", "n = 1, c = 3", "one noise an output, p > nc"])
+def test_a_variance_of_all_but_nothing_is_still_right(name):
+    """Prior variance 1e4 and noise variance 1e-12: what k** − k*ᵀ A⁻¹ k* leaves in float64 is rounding, often negative."""
+    it = problem(name)
+    s, sigma = 100 * it.s, 1e-6
+    gp = jacana.TangentGP(it.net, prior_std=100 * it.spec.prior_std, mean=it.spec.mean)
+    prediction = gp.condition(it.x, it.y, sigma, method=FunctionSpace()).predict(it.x)
+    exact = oracles.condition_exactly(it.J, s, it.m, it.Y, sigma, it.J, it.m)
+    K = (it.J * s**2) @ it.J.T
+    naive = np.diag(K - K @ np.linalg.solve(K + sigma**2 * np.eye(len(K)), K))
+    wanted = np.diag(exact.covariance)
+    assert (np.abs(naive - wanted) > 0.1 * wanted).any(), "the short form is right too: no test"
+    np.testing.assert_allclose(prediction.variance.reshape(-1), wanted, rtol=1e-3)
+    np.testing.assert_allclose(prediction.covariance.diagonal(), wanted, rtol=1e-3)
+
+
 @PROBLEMS
 @BOTH
 def test_targets_that_are_the_prior_mean_change_nothing_but_the_variance(name, method, dtype):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from functools import cached_property
+from numbers import Integral, Real
 from typing import Any, final
 
 import torch
@@ -102,9 +103,9 @@ class Prediction:
         Raises:
             InvalidOption: a level outside (0, 1).
         """
-        if isinstance(level, bool) or not isinstance(level, int | float) or not 0.0 < level < 1.0:
+        if isinstance(level, bool) or not isinstance(level, Real) or not 0.0 < level < 1.0:
             raise InvalidOption(f"level: got {level!r}; expected a probability between 0 and 1, e.g. 0.95.")
-        width = math.sqrt(2.0) * float(torch.erfinv(torch.tensor(level, dtype=torch.float64))) * self.std
+        width = math.sqrt(2.0) * float(torch.erfinv(torch.tensor(float(level), dtype=torch.float64))) * self.std
         return self.mean - width, self.mean + width
 
     def sample(self, n: int = 1, generator: torch.Generator | None = None) -> Tensor:
@@ -117,9 +118,9 @@ class Prediction:
         Raises:
             InvalidOption: ``n`` not a positive whole number.
         """
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
             raise InvalidOption(f"n: got {n!r}; expected a positive whole number of samples.")
-        samples = self._source.sample(n, generator)
+        samples = self._source.sample(int(n), generator)
         if self.observed:
             noise = standard_normal(*samples.shape, generator=generator, device=samples.device)
             samples = samples + noise * self._source.noise().sqrt()

@@ -38,7 +38,8 @@ class NTKRegressor(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ig
         noise_std: None learns one σ in the units of y, ``"outputs"`` one an output; a number or (c,) is held fixed.
         mean: ``"network"`` starts from what the network says, ``"zero"`` from nothing.
         method: None takes the cheaper of ``"function"`` and ``"weight"`` space; also an object with options.
-        parameters: what to linearize in, as for :func:`linearize`.
+        parameters: what to linearize in, as for :func:`linearize`; by names where the estimator is cloned, as in
+            cross-validation, because a clone has a network of its own.
         output: takes the tensor (n, c) from what the network returns.
         forward: calls the network, ``forward(net, x)``.
         batch_size: examples in one pass through the network.
@@ -174,7 +175,7 @@ class NTKRegressor(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ig
     def _method(self) -> Method | None:
         if self.method is None or isinstance(self.method, Method):
             return self.method
-        if self.method not in _METHODS:
+        if not isinstance(self.method, str) or self.method not in _METHODS:
             raise InvalidOption(
                 f"method: got {self.method!r}; expected 'function', 'weight', an object like FunctionSpace(), or None."
             )

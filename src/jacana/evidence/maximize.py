@@ -9,7 +9,7 @@ import torch
 
 from jacana.errors import InvalidData, InvalidOption
 from jacana.evidence.search import ascend
-from jacana.evidence.spectrum import best_scales, spectrum
+from jacana.evidence.spectrum import spectrum, summits
 from jacana.evidence.statistics import statistics
 from jacana.likelihoods import Gaussian
 from jacana.linearization import Prior
@@ -32,17 +32,19 @@ def maximize_evidence(
         log p(y) = −½ (y − m)ᵀ (K + Σ)⁻¹ (y − m) − ½ log |K + Σ| − ½ n·c log 2π
 
     One scale with one noise is a line search over their ratio on one eigendecomposition, scanned from end to end, so
-    that it ends in the best of all optima. More scales or noises climb by exact gradients from the best points of that
-    scan and from spread starts; the shares of the kernel by layer are computed once. The smaller side is factorised:
-    n·c by n·c, or p by p where there are fewer parameters.
+    that it ends in the best of all optima. More scales or noises climb by exact gradients from all optima of that scan
+    and from spread starts, so that they are never below one scale with one noise, but the best of all is not certain;
+    the shares of the kernel by layer are computed once. The smaller side is factorised: n·c by n·c, or p by p where
+    there are fewer parameters. A learned noise_std lies between 1e-4 and 1e2 times the root mean square of y − m.
 
     Args:
         gp: the model; its ``prior_std`` gives the shape of the prior that ``"shared"`` scales.
         x: n examples, or a DataLoader of (input, target).
         y: targets, (n, c) or (n,).
-        prior_std: ``"shared"`` learns one factor on the prior of ``gp``; ``"layers"`` one standard deviation a layer;
-            a number or a mapping is held fixed.
-        noise_std: ``"shared"`` learns one σ; ``"outputs"`` one an output; a number, (c,) or (n, c) is held fixed.
+        prior_std: ``"shared"`` (or None) learns one factor on the prior of ``gp``; ``"layers"`` one standard deviation
+            a layer; a number or a mapping is held fixed.
+        noise_std: ``"shared"`` (or None) learns one σ; ``"outputs"`` one an output; a number, (c,) or (n, c) is held
+            fixed.
 
     Returns:
         The model with the learned prior, and the likelihood with the learned noise.
@@ -84,20 +86,19 @@ def _maximize(
     if not bool(observations.residual.any()):
         raise InvalidData(
             "y: the prior mean already gives every target exactly, so the evidence grows without end as the scales "
-            "shrink; give noise_std and prior_std, or use mean='zero'."
+            "shrink; give noise_std and prior_std, or a mean that leaves something to explain."
         )
     many = layers or by_output or (fixed_noise is not None and fixed_noise.noise_std.numel() > 1)
+    starts = summits(
+        spectrum(observations, progress=gp.progress),
+        scale=1.0 if fixed_prior is not None else None,
+        noise=None if fixed_noise is None else float(fixed_noise.noise_std.square().mean().sqrt()),
+    )
     if not many:
-        scale, noise = best_scales(
-            spectrum(observations, progress=gp.progress),
-            scale=1.0 if fixed_prior is not None else None,
-            noise=None if fixed_noise is None else float(fixed_noise.noise_std),
-        )
+        scale, noise = starts[0]
         return _with_prior(base, [scale] * len(lin.layers), layers=False), fixed_noise or Gaussian(noise)
     found = statistics(observations, layers=layers, progress=gp.progress)
-    scales, noises = ascend(
-        found, learn_scales=fixed_prior is None, by_output=by_output, noise=None if fixed_noise is None else fixed_noise
-    )
+    scales, noises = ascend(found, starts, learn_scales=fixed_prior is None, by_output=by_output, noise=fixed_noise)
     learned = _with_prior(base, scales if layers else scales[:1] * len(lin.layers), layers=layers)
     return learned, fixed_noise or Gaussian(noises if by_output else noises[0])
 
@@ -127,6 +128,8 @@ def _inside(layer: str, layers: Mapping[str, Any]) -> bool:
 
 
 def _prior_choice(prior_std: Any) -> tuple[bool, Any]:
+    if prior_std is None:
+        return False, None
     if isinstance(prior_std, str):
         if prior_std not in ("shared", "layers"):
             raise InvalidOption(
@@ -137,6 +140,8 @@ def _prior_choice(prior_std: Any) -> tuple[bool, Any]:
 
 
 def _noise_choice(noise_std: Any) -> tuple[bool, Gaussian | None]:
+    if noise_std is None:
+        return False, None
     if isinstance(noise_std, str):
         if noise_std not in ("shared", "outputs"):
             raise InvalidOption(

@@ -17,16 +17,23 @@ from jacana.likelihoods import Gaussian
 __all__ = ["ascend"]
 
 _N_SPREAD = 4
+_FAILED = 1e300
 Vector = NDArray[np.float64]
 
 
 def ascend(
-    found: Statistics, *, learn_scales: bool, by_output: bool, noise: Gaussian | None
+    found: Statistics,
+    summits: list[tuple[float, float]],
+    *,
+    learn_scales: bool,
+    by_output: bool,
+    noise: Gaussian | None,
 ) -> tuple[list[float], list[float]]:
     """Scales (one a group) and noises (one, or one an output) of the largest evidence found.
 
-    Starts are the best points of a coarse grid over one common scale and one common noise, and spread ones around the
-    best; each is climbed by L-BFGS in the logarithms of what is learned, within bounds relative to the data.
+    Starts are the ``summits`` of the evidence over one common scale and one common noise, so that the answer is never
+    below them, points spread around the best of them, and the best of a coarse grid; each is climbed by L-BFGS in the
+    logarithms of what is learned, within bounds relative to the data.
     """
     rms = found.root_mean_square.cpu().numpy()
     typical = float(np.sqrt((rms**2).mean()))
@@ -36,7 +43,8 @@ def ascend(
     idle = size <= 0.0  # a layer that does not reach the output: its scale stays as it was given
     unit = np.where(idle, 0.0, np.log(typical) - np.log(np.where(idle, 1.0, size)))  # a layer alone explains the data
     floor = np.where(rms > 0, rms, typical) if by_output else np.array([typical])
-    bounds = [(u - np.log(1e5), u + np.log(1e3)) for u in unit[:n_scales]]
+    shared = np.log([scale for scale, _ in summits])
+    bounds = [(min(u, *shared) - np.log(1e5), max(u, *shared) + np.log(1e4)) for u in unit[:n_scales]]
     bounds += [(np.log(f * NOISE_RANGE[0]), np.log(f * NOISE_RANGE[1])) for f in floor[:n_noises]]
     given = None if noise is None else noise.variances(found.n, found.c, found.residual.device)
 
@@ -50,11 +58,12 @@ def ascend(
                 value = found.log_evidence(scales, variances)
                 (slope,) = torch.autograd.grad(value, variable)
         except RuntimeError:  # torch.linalg.LinAlgError: not positive definite at these scales
-            return 1e300, np.zeros_like(point)
+            return _FAILED, np.zeros_like(point)
         return -float(value.detach()), -slope.cpu().numpy()
 
-    best, where = np.inf, None
-    for start in _starts(evaluate, unit[:n_scales], np.log(floor[:n_noises]), bounds):
+    best, where = _FAILED, None
+    common = [np.log([*[scale] * n_scales, *[noise] * n_noises]) for scale, noise in summits]
+    for start in _starts(evaluate, common, unit[:n_scales], np.log(floor[:n_noises]), bounds):
         result = minimize(evaluate, start, jac=True, bounds=bounds, method="L-BFGS-B", options={"maxiter": 300})
         if result.fun < best:
             best, where = float(result.fun), result.x
@@ -70,18 +79,22 @@ def ascend(
 
 
 def _starts(
-    evaluate: Callable[[Vector], tuple[float, Vector]], unit: Vector, floor: Vector, bounds: list[tuple[float, float]]
+    evaluate: Callable[[Vector], tuple[float, Vector]],
+    common: list[Vector],
+    unit: Vector,
+    floor: Vector,
+    bounds: list[tuple[float, float]],
 ) -> list[Vector]:
-    """The three best of a grid over a common scale and a common noise, and spread points around the best."""
+    """The common summits, points spread around the best two, and the two best of a coarse grid."""
     low, high = np.array(bounds).T
     share = 0.5 * np.log(max(len(unit), 1))
     grid = [
-        np.clip(np.concatenate([unit - share + s, floor + b]), low, high)
+        np.concatenate([unit - share + s, floor + b])
         for s in np.log([1e-3, 1e-2, 1e-1, 1.0, 10.0])
         for b in np.log([1e-3, 1e-2, 0.1, 0.3, 1.0])
     ]
-    unique = list({point.tobytes(): point for point in grid}.values())
+    unique = list({point.tobytes(): point for point in (np.clip(point, low, high) for point in grid)}.values())
     ranked = sorted(unique, key=lambda point: evaluate(point)[0])
     generator = np.random.default_rng(0)
-    spread = [np.clip(ranked[0] + generator.normal(0.0, 1.5, len(low)), low, high) for _ in range(_N_SPREAD)]
-    return [*ranked[:3], *spread]
+    spread = [point + generator.normal(0.0, 1.5, len(low)) for point in common[:2] for _ in range(_N_SPREAD)]
+    return [np.clip(point, low, high) for point in (*common, *ranked[:2], *spread)]

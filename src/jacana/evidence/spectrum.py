@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 
+from jacana.errors import NotPositiveDefinite
 from jacana.linearization import gram
 from jacana.posteriors import Observations
 
-__all__ = ["Spectrum", "best_scales", "spectrum"]
+__all__ = ["NOISE_RANGE", "Spectrum", "spectrum", "summits"]
 
 NOISE_RANGE = (1e-4, 1e2)
 """Bounds of a learned noise_std, in units of the root mean square of y − m."""
@@ -74,21 +75,33 @@ def spectrum(observations: Observations, *, progress: bool) -> Spectrum:
     return Spectrum(roots.square().cpu().numpy(), squares.cpu().numpy(), len(residual) - len(roots), outside)
 
 
-def best_scales(found: Spectrum, *, scale: float | None, noise: float | None) -> tuple[float, float]:
-    """The (scale, noise) of largest evidence; what is given is held.
+def summits(found: Spectrum, *, scale: float | None, noise: float | None) -> list[tuple[float, float]]:
+    """The (scale, noise) of all local maxima of the evidence, the largest first; what is given is held.
 
     With both free, the scale has a closed form for each ratio noise/scale, so that one line remains; it is scanned
-    from end to end and the best cell refined.
+    from end to end and the best cells refined.
+
+    Raises:
+        NotPositiveDefinite: a noise of zero where the kernel has not full rank.
     """
     rms = found.mean_square**0.5
     low, high = (rms * bound for bound in NOISE_RANGE)
-    top = float(found.eigenvalues.max()) ** 0.5 if found.eigenvalues.size else 0.0
-    unit = float(found.eigenvalues.sum() / found.n) ** 0.5 or 1.0
+    top = float(found.eigenvalues.max()) if found.eigenvalues.size else 0.0
+    seen = found.eigenvalues > top * found.n * np.finfo(float).eps
     if noise is not None:
-        bounds = (1e-6 * rms / unit, 1e4 * rms / unit)
-        return _line(lambda s: found.log_evidence(s, noise), bounds), noise
+        if noise == 0.0 and (found.n_outside or not seen.all()):
+            raise NotPositiveDefinite(
+                "noise_std: got zero, but the kernel of the observations has not full rank (repeated examples, or "
+                "fewer parameters than observations); learn the noise, or give a noise_std above zero."
+            )
+        if not seen.any():
+            return [(1.0, noise)]
+        largest = float((found.squares[seen] / found.eigenvalues[seen]).max()) ** 0.5  # beyond it every slope is down
+        smallest = 1e-4 * min(noise or largest, largest * top**0.5) / top**0.5
+        bounds = (smallest, max(largest, 10.0 * smallest) * 1.01)
+        return [(point, noise) for point in _line(lambda s: found.log_evidence(s, noise), bounds)]
     if scale is not None:
-        return scale, _line(lambda b: found.log_evidence(scale, b), (low, high))
+        return [(scale, point) for point in _line(lambda b: found.log_evidence(scale, b), (low, high))]
 
     def pair(ratio: float) -> tuple[float, float]:
         values = found.eigenvalues + ratio**2
@@ -97,22 +110,22 @@ def best_scales(found: Spectrum, *, scale: float | None, noise: float | None) ->
         noise = min(max(best * ratio, low), high)
         return noise / ratio, noise
 
-    ratio = _line(lambda r: found.log_evidence(*pair(r)), (1e-7 * (top or 1.0), 1e4 * (top or 1.0)))
-    return pair(ratio)
+    reach = top**0.5 or 1.0
+    return [pair(ratio) for ratio in _line(lambda r: found.log_evidence(*pair(r)), (1e-7 * reach, 1e4 * reach))]
 
 
-def _line(objective: Callable[[float], float], bounds: tuple[float, float]) -> float:
-    """The maximum of a function of one positive number: a scan of its logarithm, then Brent in the best cells."""
+def _line(objective: Callable[[float], float], bounds: tuple[float, float]) -> list[float]:
+    """The maxima of a function of one positive number: a scan of its logarithm, then Brent in the best cells."""
     low, high = np.log(bounds[0]), np.log(bounds[1])
     grid = np.linspace(low, high, int((high - low) / np.log(10.0) * _PER_DECADE) + 2)
     values = np.array([objective(float(np.exp(point))) for point in grid])
     padded = np.concatenate([[-np.inf], np.where(np.isfinite(values), values, -np.inf), [-np.inf]])
     peaks = np.flatnonzero((padded[1:-1] >= padded[:-2]) & (padded[1:-1] >= padded[2:]))
-    found = [(padded[i + 1], grid[i]) for i in peaks]
+    found = []
     for i in peaks[np.argsort(-padded[peaks + 1])][:_REFINED]:
         cell = (grid[max(i - 1, 0)], grid[min(i + 1, len(grid) - 1)])
         result = minimize_scalar(
             lambda t: -objective(float(np.exp(t))), bounds=cell, method="bounded", options={"xatol": 1e-8}
         )
-        found.append((-float(result.fun), float(result.x)))
-    return float(np.exp(max(found)[1]))
+        found.append(max((-float(result.fun), float(result.x)), (float(padded[i + 1]), float(grid[i]))))
+    return [float(np.exp(point)) for _, point in sorted(found, reverse=True)]

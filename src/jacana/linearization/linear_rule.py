@@ -79,7 +79,7 @@ def linear_shares(network: Network, examples: Examples, dtype: torch.dtype) -> d
         by_output.append([t.new_zeros(t.shape) if g is None else g for g, t in zip(gradients, taps, strict=False)])
         elsewhere |= {place for place, g in enumerate(gradients[len(taps) :]) if g is not None}
     cotangents = [torch.stack([g[i] for g in by_output], dim=1) for i in range(len(taps))]
-    if not _examples_first(out, taps, cotangents):
+    if not _examples_first(out, taps, cotangents, network.eps):
         return {}
     cotangents = [cotangent.to(dtype) for cotangent in cotangents]
     shares: dict[int, Share] = {}
@@ -112,7 +112,7 @@ def _total(tensors: list[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.stack(tensors).sum(0)
 
 
-def _examples_first(out: Tensor, taps: list[Tensor], cotangents: list[Tensor]) -> bool:
+def _examples_first(out: Tensor, taps: list[Tensor], cotangents: list[Tensor], eps: float) -> bool:
     """Whether row i of every tap belongs to example i alone.
 
     A sequence-first layer inside the network can have as many positions as there are examples, and a network may sort
@@ -123,7 +123,7 @@ def _examples_first(out: Tensor, taps: list[Tensor], cotangents: list[Tensor]) -
     by_output = torch.linspace(1.0, 3.0, c, dtype=out.dtype, device=out.device).square()
     total = (by_example @ out) @ by_output
     weighted = torch.autograd.grad(total, taps, allow_unused=True, materialize_grads=True)
-    tolerance = torch.finfo(out.dtype).eps ** 0.5 / 4.0
+    tolerance = eps**0.5 / 4.0
     for got, cotangent in zip(weighted, cotangents, strict=True):
         expected = torch.einsum("i,k,ik...->i...", by_example, by_output, cotangent)
         if bool(((got - expected).abs() > tolerance * expected.abs().max()).any()):

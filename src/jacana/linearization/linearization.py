@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from numbers import Integral
 from typing import Any, final
 
 import torch
@@ -21,7 +21,6 @@ from jacana.networks import (
     Selection,
     as_examples,
     as_pairs,
-    audit,
     differentiable,
     refuse_batch_statistics,
 )
@@ -126,6 +125,12 @@ class Linearization:
         """Where the network is."""
         return self.network.device
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_guard"}  # a lock cannot be copied
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _guard=threading.RLock())
+
     def __repr__(self) -> str:
         kind = type(self.network.module).__name__
         return f"Linearization({kind}, {self.n_parameters:,} parameters in {len(self.layers)} layers, {self.dtype})"
@@ -220,17 +225,10 @@ class Linearization:
 
     def findings(self, examples: Examples) -> Findings:
         """What the probe found for inputs like these; one lone example is probed again when more come."""
-        kind = (*examples.kind, len(examples) > 1)
-        key = (kind, examples.shapes)
+        key = (*examples.kind, examples.shapes, len(examples) > 1)  # a network may branch on shapes
         with self._guard:
             if key not in self._findings:
-                known = next((found for (other, _), found in self._findings.items() if other == kind), None)
-                if known is None:
-                    self._findings[key] = probe(self.network, examples)
-                else:  # another shape: the way is known, but the network must accept it
-                    with differentiable():
-                        c, flat = audit(self.network, examples)
-                    self._findings[key] = replace(known, n_outputs=c, flat=flat)
+                self._findings[key] = probe(self.network, examples)
             return self._findings[key]
 
     def blocks(
@@ -293,6 +291,6 @@ class Linearization:
 def _valid_batch_size(batch_size: Any) -> int | None:
     if batch_size is None:
         return None
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
         raise InvalidOption(f"batch_size: got {batch_size!r}; expected a positive whole number of examples, or None.")
-    return batch_size
+    return int(batch_size)

@@ -104,7 +104,7 @@ def _right(
             product = route.jvp(network, few, vector.unsqueeze(1))[:, chosen, 0]
     except Exception:  # noqa: BLE001 - whatever torch raises where a derivative is missing; the next route is tried
         return False
-    tolerance = torch.finfo(network.dtype).eps ** 0.5 * scale
+    tolerance = network.eps**0.5 * scale
     return bool(((product.double() - expected).abs() <= tolerance).all())
 
 
@@ -122,7 +122,7 @@ def _agrees(
         found = features(network, few, structured=structured, vectorises=vectorises)
     except Exception:  # noqa: BLE001 - whatever torch raises where an operation has no batching rule
         return None
-    tolerance = torch.finfo(network.dtype).eps ** 0.5
+    tolerance = network.eps**0.5
     for place, share in enumerate(found.shares):
         expected = torch.stack([row[place].reshape(len(chosen), -1) for row in truth]).double()
         got = share.dense().reshape(len(few), found.c, -1)[:, chosen]

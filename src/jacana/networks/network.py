@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -60,8 +61,9 @@ class Network:
         for dtype in dtypes[1:]:
             self.dtype = torch.promote_types(self.dtype, dtype)
         self.device: torch.device = self.values[0].device
-        floating = (p.dtype for p in self.module.parameters() if p.is_floating_point())
-        self.input_dtype: torch.dtype = next(floating, self.dtype)
+        floating = [p.dtype for p in self.module.parameters() if p.is_floating_point()]
+        self.input_dtype: torch.dtype = floating[0]
+        self.eps: float = max(torch.finfo(dtype).eps for dtype in floating)  # what the network itself rounds to
 
     @property
     def module(self) -> nn.Module:
@@ -108,7 +110,14 @@ class Network:
 
     def _call(self, state: dict[str, Tensor], examples: Examples) -> Any:
         # Ties are resolved by _places: functional_call's own way leaves a module with two names with other weights.
-        return functional_call(self._caller, state, (examples,), tie_weights=False)
+        modules = list(self._caller.modules())
+        before = [dict(vars(module)) for module in modules]  # a network may keep results of a pass on itself
+        try:
+            return functional_call(self._caller, state, (examples.copied(),), tie_weights=False)
+        finally:
+            for module, attributes in zip(modules, before, strict=True):
+                vars(module).clear()
+                vars(module).update(attributes)
 
     def split(self, vector: Float[Tensor, " p"]) -> tuple[Tensor, ...]:
         """A flat vector as tensors shaped, typed and placed like the parameters."""
@@ -167,6 +176,17 @@ def _places(root: nn.Module, tensor: Tensor) -> tuple[str, ...]:
 
 
 def _private_copy(net: nn.Module) -> nn.Module:
+    if isinstance(net, torch.jit.ScriptModule):
+        raise UnsupportedNetwork(
+            "net: got a TorchScript module, which has no gradients by name; pass the eager module."
+        )
+    for name, module in net.named_modules():
+        own = vars(module).get("forward")
+        if any(isinstance(value, nn.Module | Tensor) for value in _enclosed(own)):
+            raise UnsupportedNetwork(
+                f"net: layer {name!r} has a forward of its own that closes over modules or tensors of the original "
+                "network, out of reach of a copy; write it as a method of a module class."
+            )
     with differentiable():
         memo: dict[int, Any] = {}
         for module in net.modules():  # tensors computed in an earlier pass (the old weight_norm) do not deepcopy
@@ -182,7 +202,18 @@ def _private_copy(net: nn.Module) -> nn.Module:
                 "what cannot be copied (locks, open files, generators, computed tensors), e.g. with "
                 "torch.nn.utils.remove_weight_norm for the old weight_norm, or load the weights into a new instance."
             ) from error
+        for module in private.modules():
+            if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+                module.sparse = False  # the same Jacobian, in tensors that can be contracted
         return private.eval().requires_grad_(False)
+
+
+def _enclosed(function: Any) -> list[Any]:
+    """What a plain function holds on to: the values that it closes over and its defaults."""
+    if not isinstance(function, FunctionType):
+        return []
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    return [*cells, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
 
 
 def _copies(module: nn.Module) -> bool:

@@ -105,7 +105,7 @@ class Operator(ABC):
         return _Sum(self, other)
 
     def __sub__(self, other: Operator) -> Operator:
-        return _Sum(self, _Scaled(other, -1.0))
+        return _Sum(self, _Scaled(other, -1.0) if isinstance(other, Operator) else other)
 
     def __mul__(self, factor: float) -> Operator:
         return _Scaled(self, factor)
@@ -114,7 +114,7 @@ class Operator(ABC):
         return _Scaled(self, factor)
 
     def __truediv__(self, factor: float) -> Operator:
-        return _Scaled(self, 1.0 / factor)
+        return _Scaled(self, 1.0 / factor if isinstance(factor, Real) and factor else math.nan)
 
     def __neg__(self) -> Operator:
         return _Scaled(self, -1.0)

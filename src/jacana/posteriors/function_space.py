@@ -78,11 +78,11 @@ def _factor(solver: Cholesky, covariance: Float64[Tensor, "nc nc"]) -> Factor:
 
 
 def _too_little_noise(error: NotPositiveDefinite, covariance: Tensor) -> NotPositiveDefinite:
-    enough = math.sqrt(_EPS * len(covariance) * float(covariance.diagonal().max()) * len(covariance))
+    least = math.sqrt(_EPS * len(covariance) * float(covariance.diagonal().max()) * len(covariance))
     return NotPositiveDefinite(
         f"noise_std: {error} Examples are repeated or outnumber the parameters, and the noise is too small to tell "
-        f"them apart. A noise_std of {enough:.1e} is surely enough; or use WeightSpace(), or ask for a jitter: "
-        "FunctionSpace(Cholesky(jitter=1e-12))."
+        f"them apart (beyond {least:.1e} it is enough). Give a larger noise_std, use WeightSpace(), or ask for a "
+        "jitter: FunctionSpace(Cholesky(jitter=1e-12))."
     )
 
 

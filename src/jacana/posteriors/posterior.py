@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any, final
 
 import torch
@@ -78,7 +79,8 @@ class Posterior:
             observed: of observations, with the noise, rather than of the latent f.
 
         Raises:
-            InvalidData: examples that cannot be used; or noise asked for where it was given for each old example.
+            InvalidData: examples that cannot be used.
+            InvalidOption: ``observed`` where the noise was given for each old example.
         """
         observations = self._state.observations
         lin = observations.model.lin
@@ -117,9 +119,9 @@ class Posterior:
         Raises:
             InvalidOption: ``n`` not a positive whole number.
         """
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
             raise InvalidOption(f"n: got {n!r}; expected a positive whole number of samples.")
-        return self._state.sample_weights(n, generator)
+        return self._state.sample_weights(int(n), generator)
 
     def leave_one_out(self) -> LeaveOneOut:
         """Residuals and log-probabilities of each example given all others, in closed form; nothing is fitted again.
@@ -146,7 +148,12 @@ class _PosteriorSource(Source):
         self._model = state.observations.model
 
     def mean(self) -> Float64[Tensor, "m c"]:
-        return self._model.mean(self._x) + self._model.lin.jvp(self._x, self._state.weights).to(torch.float64)
+        lin, weights = self._model.lin, self._state.weights
+        if torch.finfo(lin.dtype).bits < 32:  # a tangent pass in half precision would drown the posterior's deviation
+            change = push(lin, self._x, weights.unsqueeze(1)).view(len(self._x), -1)
+        else:
+            change = lin.jvp(self._x, weights).to(torch.float64)
+        return self._model.mean(self._x) + change
 
     def variance(self) -> Float64[Tensor, "m c"]:
         return self._state.variance(self._x)
@@ -156,10 +163,15 @@ class _PosteriorSource(Source):
 
     def sample(self, n: int, generator: torch.Generator | None) -> Float64[Tensor, "n m c"]:
         weights = self._state.sample_weights(n, generator)
-        changes = push(self._model.lin, self._x, weights)
-        mean = self._model.mean(self._x)
+        changes = push(self._model.lin, self._x, weights - self._state.weights.unsqueeze(1))
+        mean = self.mean()
         return mean + changes.T.reshape(n, *mean.shape)
 
     def noise(self) -> Float64[Tensor, "m c"]:
+        if self._state.observations.likelihood.noise_std.ndim == 2:
+            raise InvalidOption(
+                "observed: got True, but the noise was given for each example it was conditioned on, and new examples "
+                "have none; take the latent prediction and add the noise of these examples."
+            )
         device = self._model.lin.device
         return self._state.observations.likelihood.variances(len(self._x), self._state.observations.c, device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import final
 
@@ -13,13 +13,12 @@ from jaxtyping import Float64
 from torch import Tensor
 from tqdm import tqdm
 
-from jacana.errors import InvalidOption, NotPositiveDefinite
-from jacana.linearization import require
+from jacana.errors import InvalidOption
+from jacana.linearization import push, require
 from jacana.networks import Examples
 from jacana.posteriors.method import Method, State
 from jacana.posteriors.observations import Observations
 from jacana.prediction import standard_normal
-from jacana.solvers import Cholesky, Factor
 
 __all__ = ["WeightSpace"]
 
@@ -31,19 +30,17 @@ class WeightSpace(Method):
 
         δ̂ = (F + S⁻¹)⁻¹ Jᵀ Σ⁻¹ (y − m),     cov f* = J* (F + S⁻¹)⁻¹ J*ᵀ,     F = Jᵀ Σ⁻¹ J
 
-    Choose it where there are fewer parameters p than observations n·c, e.g. for a head. It factorises
-    I + S^½ F S^½, whose smallest eigenvalue is one: n·c p² operations, p³/3 for the factorisation, p² float64 numbers;
-    the data are read in blocks. A mean is one Jacobian-vector product; variances are sums of squares, never negative.
-
-    Args:
-        solver: the factorisation.
+    Choose it where there are fewer parameters p than observations n·c, e.g. for a head. With δ = S^½ w, the triangle R
+    of I + S^½ F S^½ = Rᵀ R is found by orthogonal steps on the rows Σ^-½ J S^½, block by block, so that F, whose
+    condition number is the square of theirs, is never formed. Costs 2 n·c p² operations and more, p² float64 numbers.
+    A mean is one Jacobian-vector product; variances are sums of squares, never negative.
 
     Raises:
         InvalidOption: at conditioning, where some noise is zero.
-        NotPositiveDefinite: at conditioning, where the noise is so small that float64 cannot hold F.
 
     References:
         Rasmussen and Williams 2006, Gaussian Processes for Machine Learning, section 2.1.2.
+        Golub and Van Loan 2013, Matrix Computations, section 5.3.3, for least squares by orthogonal triangularisation.
         Maddox et al. 2021 (arXiv 2103.01439), section 3.
 
     Example:
@@ -56,55 +53,46 @@ class WeightSpace(Method):
         torch.Size([21])
     """
 
-    solver: Cholesky = field(default_factory=Cholesky)
-
     def condition(self, observations: Observations, *, progress: bool) -> State:
         lin = observations.model.lin
         p = lin.n_parameters
-        require(2 * 8 * p * p, lin.device, f"factorising the precision of {p:,} parameters",
+        require(6 * 8 * p * p, lin.device, f"factorising the precision of {p:,} parameters",
                 "use FunctionSpace(), or linearize in fewer parameters (parameters=).")  # fmt: skip
-        empty = torch.zeros(p, p, dtype=torch.float64, device=lin.device)
-        right = torch.zeros(p, 1, dtype=torch.float64, device=lin.device)
-        fisher, right = _add(empty, right, observations, progress)
-        return _WeightSpaceState(observations, self.solver, fisher, right)
+        prior = torch.eye(p, p + 1, dtype=torch.float64, device=lin.device)
+        return _WeightSpaceState(observations, *_triangle(prior, 0.0, observations, progress))
 
 
-def _add(fisher: Tensor, right: Tensor, observations: Observations, progress: bool) -> tuple[Tensor, Tensor]:
-    """Add S^½ Jᵀ Σ⁻¹ J S^½ and S^½ Jᵀ Σ⁻¹ (y − m) of ``observations``, in place."""
+def _triangle(triangle: Tensor, misfit: float, observations: Observations, progress: bool) -> tuple[Tensor, float]:
+    """[R z] and ‖Σ^-½(y − m − J δ̂)‖² + ‖w‖² after the rows Σ^-½ [J S^½, y − m] of ``observations``."""
     if bool((observations.noise == 0).any()):
         raise InvalidOption("noise_std: got zero, and weight space divides by it; use FunctionSpace() to interpolate.")
-    std = observations.model.prior.vector(fisher.device)
-    lin, start = observations.model.lin, 0
+    lin, p = observations.model.lin, len(triangle)
+    std = observations.model.prior.vector(triangle.device)
     sigma = observations.noise.sqrt().reshape(-1, 1)
-    residual = observations.residual.reshape(-1, 1) / sigma
+    residual = observations.residual.reshape(-1, 1)
+    waiting, start = [triangle], 0
     bounds = lin.bounds(observations.x)
-    for low, high in tqdm(bounds, desc="Fisher", unit="block", delay=1.0, leave=False, disable=not progress):
+    for low, high in tqdm(bounds, desc="weights", unit="block", delay=1.0, leave=False, disable=not progress):
         rows = lin.features(observations.x[low:high]).dense().mul_(std)
         stop = start + len(rows)
-        rows /= sigma[start:stop]
-        fisher.addmm_(rows.T, rows)
-        right.addmm_(rows.T, residual[start:stop])
+        waiting.append(torch.cat([rows, residual[start:stop]], dim=1) / sigma[start:stop])
         start = stop
-    return fisher, right
+        if sum(map(len, waiting)) > 3 * p or high == len(observations.x):  # each step costs p³ and more by itself
+            reduced = torch.linalg.qr(torch.cat(waiting), mode="r").R
+            misfit += float(reduced[p:, p].square().sum())
+            waiting = [reduced[:p]]
+    return waiting[0], misfit
 
 
 class _WeightSpaceState(State):
-    """L Lᵀ = I + S^½ F S^½ and w = (L Lᵀ)⁻¹ S^½ Jᵀ Σ⁻¹ (y − m), so that δ̂ = S^½ w."""
+    """Rᵀ R = I + S^½ F S^½ and R w = z, so that δ̂ = S^½ w."""
 
-    def __init__(self, observations: Observations, solver: Cholesky, fisher: Tensor, right: Tensor) -> None:
+    def __init__(self, observations: Observations, triangle: Tensor, misfit: float) -> None:
         super().__init__(observations)
-        self._solver, self._fisher, self._right = solver, fisher, right
-        self._std = observations.model.prior.vector(fisher.device)
-        precision = fisher.clone()
-        precision.diagonal().add_(1.0)
-        try:
-            self._factor: Factor = solver.factor(precision)
-        except NotPositiveDefinite as error:
-            raise NotPositiveDefinite(
-                f"noise_std: {error} The noise is too small beside the prior for float64; use FunctionSpace(), a "
-                "larger noise_std, or a smaller prior_std."
-            ) from error
-        self._w = self._factor.solve(right)
+        self._triangle, self._misfit = triangle, misfit
+        self._root = triangle[:, :-1]
+        self._std = observations.model.prior.vector(triangle.device)
+        self._w = torch.linalg.solve_triangular(self._root, triangle[:, -1:], upper=True)
 
     @property
     def weights(self) -> Float64[Tensor, " p"]:
@@ -113,9 +101,8 @@ class _WeightSpaceState(State):
     @property
     def log_evidence(self) -> float:
         noise = self.observations.noise
-        misfit = float((self._unexplained.square() / noise).sum()) + float(self._w.square().sum())
-        n = noise.numel()
-        return -0.5 * (misfit + self._factor.log_determinant + float(noise.log().sum()) + n * math.log(2.0 * math.pi))
+        log_determinant = 2.0 * float(self._root.diagonal().abs().log().sum()) + float(noise.log().sum())
+        return -0.5 * (self._misfit + log_determinant + noise.numel() * math.log(2.0 * math.pi))
 
     def variance(self, x: Examples) -> Float64[Tensor, "m c"]:
         roots = [root.square().sum(0) for root in self._roots(x)]
@@ -127,37 +114,31 @@ class _WeightSpaceState(State):
 
     def sample_weights(self, n: int, generator: torch.Generator | None) -> Float64[Tensor, "p n"]:
         noise = standard_normal(len(self._w), n, generator=generator, device=self._w.device)
-        spread = torch.linalg.solve_triangular(self._factor.lower.T, noise, upper=True)
+        spread = torch.linalg.solve_triangular(self._root, noise, upper=True)
         return self._std.unsqueeze(1) * (self._w + spread)
 
     @cached_property
     def precision(self) -> tuple[Float64[Tensor, "n c c"], Float64[Tensor, "n c"]]:
-        sigma = self.observations.noise.sqrt()
+        observations = self.observations
+        sigma = observations.noise.sqrt()
         c = sigma.shape[1]
         blocks, start = [], 0
         unit = torch.eye(c, dtype=torch.float64, device=sigma.device)
-        for root in self._roots(self.observations.x):
+        for root in self._roots(observations.x):
             per_example = root.T.reshape(-1, c, len(root))
             inverse = 1.0 / sigma[start : start + len(per_example)]
             start += len(per_example)
             scaled = per_example * inverse.unsqueeze(2)
             blocks.append(inverse.unsqueeze(2) * (unit - scaled @ scaled.mT) * inverse.unsqueeze(1))
-        return torch.cat(blocks), self._unexplained / self.observations.noise
+        explained = push(observations.model.lin, observations.x, self.weights.unsqueeze(1))
+        unexplained = observations.residual - explained.view_as(observations.residual)
+        return torch.cat(blocks), unexplained / observations.noise
 
     def extended(self, more: Observations) -> State:
-        fisher, right = _add(self._fisher.clone(), self._right.clone(), more, progress=False)
-        return _WeightSpaceState(self.observations.followed_by(more), self._solver, fisher, right)
-
-    @cached_property
-    def _unexplained(self) -> Float64[Tensor, "n c"]:
-        """Y − m − J δ̂, from the same numbers as F."""
-        lin = self.observations.model.lin
-        explained = [
-            block.push(self.weights.unsqueeze(1), lin.network.sizes) for block in lin.blocks(self.observations.x)
-        ]
-        return self.observations.residual - torch.cat(explained).view_as(self.observations.residual)
+        found = _triangle(self._triangle, self._misfit, more, progress=False)
+        return _WeightSpaceState(self.observations.followed_by(more), *found)
 
     def _roots(self, x: Examples) -> Iterator[Float64[Tensor, "p k"]]:
-        """L⁻¹ S^½ J*ᵀ, block by block; its Gram is the posterior covariance."""
+        """R⁻ᵀ S^½ J*ᵀ, block by block; its Gram is the posterior covariance."""
         for block in self.observations.model.lin.blocks(x):
-            yield self._factor.half_solve((block.dense() * self._std).T)
+            yield torch.linalg.solve_triangular(self._root.T, (block.dense() * self._std).T, upper=False)

@@ -76,7 +76,9 @@ class Cholesky:
         if int(info) == 0 and math.isfinite(norm):
             return Factor(lower, norm)
         if not math.isfinite(norm):
-            raise NotPositiveDefinite("the covariance has NaN or infinite entries: the network's Jacobian overflows.")
+            raise NotPositiveDefinite(
+                "the covariance has NaN or infinite entries: prior_std, noise_std or the Jacobian overflow; lower them."
+            )
         raise NotPositiveDefinite(
             f"the {len(matrix)} by {len(matrix)} matrix is not positive definite in float64: the factorisation fails "
             f"at row {int(info)}, with rounding errors of about {torch.finfo(matrix.dtype).eps * norm:.1e}."

@@ -1,0 +1,98 @@
+"""Put the tables of recorded runs into README and docs, each between its two marks.
+
+    python -m experiments.pages
+
+A table stands between ``<!-- NAME -->`` and ``<!-- end -->``; what stands there is replaced. The tests hold that nothing
+would change.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from experiments import digits_report
+from experiments.command import read
+
+__all__ = ["filled", "main"]
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+
+MARKED = re.compile(r"(<!-- (?P<name>[a-z-]+) -->\n).*?<!-- end -->", re.DOTALL)
+
+
+def digits(results: dict[str, Any]) -> str:
+    """The rotated digits of the demonstration."""
+    return digits_report.markdown(results["digits"])
+
+
+def digits_paired(results: dict[str, Any]) -> str:
+    """Jacana's accuracy less that of each other method, paired over the seeds."""
+    lines = ["| Jacana's accuracy less that of | mean ± standard error | 95 % interval |", "|---|---|---|"]
+    for name, found in results["digits"]["accuracy_of_jacana_minus"].items():
+        interval = f"{found['lower']:+.3f} to {found['upper']:+.3f}"
+        lines.append(f"| {name} | {found['mean']:+.3f} ± {found['standard_error']:.3f} | {interval} |")
+    return "\n".join(lines)
+
+
+def curves(results: dict[str, Any]) -> str:
+    """Sinusoids, of the demonstration or of the experiment."""
+    figures = {"rmse": "RMSE", "relative_rmse": "RMSE / A", "nll": "NLL", "coverage": "95 % coverage"}
+    lines = [
+        "| | RMSE | RMSE / A | median | NLL | median | 95 % coverage | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in results["table"].items():
+        mean = {key: f"{row[key]['mean']:.3f} ± {row[key]['standard_error']:.3f}" for key in figures}
+        median = {key: f"{row[key]['median_of_tasks']:.3f}" for key in figures}
+        cells = [mean["rmse"], mean["relative_rmse"], median["relative_rmse"], mean["nll"], median["nll"]]
+        lines.append(f"| {' | '.join([name, *cells, mean['coverage']])} | {row['seconds']['mean']:.2f} |")
+    return "\n".join(lines)
+
+
+def maps(results: dict[str, Any], country: str) -> str:
+    """Mean squared errors on one malaria map, a row a method, a column a number of labels; in 1e-5."""
+    rows = [row for row in results["table"] if row["country"] == country]
+    sizes, methods = (list(dict.fromkeys(row[key] for row in rows)) for key in ("n", "method"))
+    lines = [f"| labels | {' | '.join(f'{n:,}' for n in sizes)} |", f"|---{'|---' * len(sizes)}|"]
+    for method in methods:
+        own = {row["n"]: row["mse"] for row in rows if row["method"] == method}
+        cells = [
+            f"{1e5 * own[n]['mean']:.1f} ± {1e5 * own[n]['standard_error']:.1f}" if n in own else "" for n in sizes
+        ]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "digits": ("demo", digits),
+    "digits-paired": ("demo", digits_paired),
+    "demo-sinusoids": ("demo", lambda results: curves(results["sinusoids"])),
+    "sinusoids": ("sinusoids", curves),
+    "malaria-burkina-faso": ("malaria", lambda results: maps(results, "BFA")),
+    "malaria-cameroon": ("malaria", lambda results: maps(results, "CMR")),
+}
+"""Mark to record and table."""
+
+
+def filled(page: str, results: Path = ROOT / "results") -> str:
+    """The page with every marked table made anew from its record."""
+
+    def table(match: re.Match[str]) -> str:
+        record, make = TABLES[match["name"]]
+        return f"{match[1]}{make(read(results / f'{record}.json')['results'])}{match[4]}"
+
+    return MARKED.sub(table, page)
+
+
+def main() -> None:
+    """Fill all pages."""
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
