@@ -651,18 +651,6 @@ class Random(nn.Module):
         return self.head(self.noise(torch.tanh(self.first(x))))
 
 
-class Stateful(nn.Module):
-    """Counts its calls into what it returns."""
-
-    def __init__(self):
-        super().__init__()
-        self.body, self.calls = zoo.mlp(), 0
-
-    def forward(self, x):
-        self.calls += 1
-        return self.body(x) * (1 + 0.1 * self.calls)
-
-
 class TimeFirst(nn.Module):
     """Examples first outside, time first inside: the two are taken for one another."""
 
@@ -696,7 +684,6 @@ BAD_NETWORKS = {
     "functional dropout": (lambda: Random(functional.dropout), zoo.vectors(3), [RANDOM, "training"]),
     "noise": (lambda: Random(lambda h: h + 0.1 * torch.randn_like(h)), zoo.vectors(3), [RANDOM]),
     "rare noise": (lambda: Random(lambda h: functional.dropout(h, 0.05)), zoo.vectors(3), [RANDOM]),
-    "a count of calls": (Stateful, zoo.vectors(3), [RANDOM]),
     "BatchNorm without statistics": (batch_statistics, zoo.vectors(3), [r"1\.1", "running"]),
     "functional batch_norm": (
         lambda: Random(lambda h: functional.batch_norm(h, None, None, training=True)),

@@ -83,7 +83,10 @@ def _maximize(
     observations = observe(model, x, y, Gaussian(1.0) if fixed_noise is None else fixed_noise)
     if fixed_prior is not None and fixed_noise is not None:
         return base, fixed_noise
-    if not bool(observations.residual.any()):
+    largest = float(observations.residual.abs().max())
+    if largest and not 1e-100 < largest < 1e100:
+        raise InvalidData(f"y: got values {largest:.1e} away from the prior mean, beyond float64's squares; rescale y.")
+    if largest == 0.0:
         raise InvalidData(
             "y: the prior mean already gives every target exactly, so the evidence grows without end as the scales "
             "shrink; give noise_std and prior_std, or a mean that leaves something to explain."

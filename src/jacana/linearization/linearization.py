@@ -23,6 +23,7 @@ from jacana.networks import (
     as_pairs,
     differentiable,
     refuse_batch_statistics,
+    refuse_infinite,
 )
 
 __all__ = ["Linearization", "linearize"]
@@ -149,7 +150,9 @@ class Linearization:
         self.findings(examples)
         with differentiable(), torch.no_grad():
             network = self.network
-            return torch.cat([network(network.values, batch) for batch in self._batches(examples, batch_size)])
+            out = torch.cat([network(network.values, batch) for batch in self._batches(examples, batch_size)])
+        refuse_infinite(out, examples)
+        return out
 
     def jvp(
         self, x: Data, v: Tensor, *, batch_size: int | None = None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from jacana.errors import InvalidData, UnsupportedNetwork
 from jacana.networks.examples import Examples
-from jacana.networks.network import Network
+from jacana.networks.network import Network, refuse_infinite
 
 __all__ = ["audit", "refuse_batch_statistics"]
 
@@ -69,8 +69,8 @@ def audit(network: Network, examples: Examples) -> tuple[int, bool]:
         order = torch.arange(len(few)).flip(0)
         tolerance = float(out.abs().max()) * max(network.eps, torch.finfo(out.dtype).eps) ** 0.5
         if any(_apart(out, _output(network, few), tolerance) for _ in range(_N_REPEATS if drawn else 1)):
-            torch.set_rng_state(state)
             layer = _first_difference(network, few, few, torch.arange(len(few)))
+            torch.set_rng_state(state)
             raise UnsupportedNetwork(
                 f"net: in evaluation mode {layer} still gives another output at each pass, so there is no function to "
                 "linearize; use nn.Dropout in place of F.dropout(x) (on by default: pass training=self.training), and "
@@ -115,11 +115,7 @@ def _output(network: Network, examples: Examples) -> Tensor:
             f"output: the network returns shape {tuple(out.shape)} for {n} examples; expected ({n}, c) or ({n},). "
             "Use output=lambda out: out.flatten(1), or batch_first=True where sequences come first."
         )
-    if not bool(torch.isfinite(out).all()):
-        raise UnsupportedNetwork(
-            "output: the network returns NaN or infinite values on finite inputs; check its weights, and rescale the "
-            "inputs as in training."
-        )
+    refuse_infinite(out, examples)
     return out.unsqueeze(1) if out.ndim == 1 else out
 
 

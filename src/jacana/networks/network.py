@@ -17,7 +17,7 @@ from jacana.networks.context import differentiable
 from jacana.networks.examples import Examples
 from jacana.networks.selection import Selection, layer_of, select
 
-__all__ = ["Network"]
+__all__ = ["Network", "refuse_infinite"]
 
 Output = Callable[[Any], Tensor]
 Forward = Callable[[nn.Module, Any], Any]
@@ -95,6 +95,7 @@ class Network:
         reach of a functional call.
         """
         out = self._call(self._state(), examples)
+        refuse_infinite(out, examples)
         return (out.unsqueeze(1) if out.ndim == 1 else out), self.leaves
 
     def raw_output(self, examples: Examples) -> Any:
@@ -127,6 +128,20 @@ class Network:
     def flatten(self, tensors: Sequence[Tensor]) -> Float[Tensor, " p"]:
         """Tensors shaped like the parameters as one flat vector."""
         return torch.cat([tensor.reshape(-1).to(self.device, self.dtype) for tensor in tensors])
+
+
+def refuse_infinite(out: Tensor, examples: Examples) -> None:
+    """Refuse outputs that are not finite; the inputs are, so it is the network that fails.
+
+    Raises:
+        UnsupportedNetwork: says where.
+    """
+    finite = torch.isfinite(out.detach().reshape(len(out), -1)).all(dim=1)
+    if not bool(finite.all()):
+        raise UnsupportedNetwork(
+            f"{examples.name}: the network's output is NaN or infinite for {int((~finite).sum())} of {len(out)} finite "
+            "examples; check its weights, and scale the inputs as in training, or drop these examples."
+        )
 
 
 class _Caller(nn.Module):

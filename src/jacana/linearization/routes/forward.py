@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from jacana.linearization.routes.route import Route
-from jacana.networks import Examples, Network, differentiable
+from jacana.networks import Examples, Network, differentiable, refuse_infinite
 
 __all__ = ["Forward", "ForwardUnfused"]
 
@@ -34,6 +34,7 @@ class Forward(Route):
                 pairs = zip(network.values, network.split(vector), strict=True)
                 duals = [forward_ad.make_dual(v, t) for v, t in pairs]  # type: ignore[no-untyped-call]
                 primal, tangent = forward_ad.unpack_dual(network(duals, examples))  # type: ignore[no-untyped-call]
+                refuse_infinite(primal, examples)
                 columns.append(torch.zeros_like(primal) if tangent is None else tangent.clone())
         return torch.stack(columns, dim=2)
 
