@@ -2,8 +2,8 @@
 
     python -m experiments.pages
 
-A table stands between ``<!-- NAME -->`` and ``<!-- end -->``; what stands there is replaced. The tests hold that nothing
-would change.
+A table stands between ``<!-- NAME -->`` and ``<!-- end -->``; what stands there is replaced. The tests hold that
+nothing would change.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def filled(page: str, results: Path = ROOT / "results") -> str:
 
     def table(match: re.Match[str]) -> str:
         record, make = TABLES[match["name"]]
-        return f"{match[1]}{make(read(results / f'{record}.json')['results'])}{match[4]}"
+        return f"{match[1]}{make(read(results / f'{record}.json')['results'])}\n<!-- end -->"
 
     return MARKED.sub(table, page)
 

@@ -77,7 +77,7 @@ def test_noise_of_old_examples_is_not_put_on_new_ones():
     gp, x = jacana.TangentGP(small()), torch.randn(5, 2)
     post = gp.condition(x, torch.ones(5, 1), noise_std=torch.linspace(0.1, 1, 5)[:, None])
     for others in (torch.randn(5, 2), torch.randn(4, 2)):
-        with pytest.raises(InvalidOption, match="observed.*latent"):
+        with pytest.raises(InvalidOption, match=r"observed.*latent"):
             post.predict(others, observed=True)
 
 
@@ -232,12 +232,12 @@ def test_both_spaces_agree_at_little_noise(noise):
 def test_targets_beyond_the_squares_of_float64_are_refused():
     x = torch.randn(6, 2, dtype=DOUBLE)
     for size in (1e200, 1e-200):
-        with pytest.raises(InvalidData, match="y: .*rescale"):
+        with pytest.raises(InvalidData, match=r"y: .*rescale"):
             jacana.maximize_evidence(jacana.TangentGP(small(), mean="zero"), x, size * x[:, :1])
 
 
 def test_a_torchscript_module_is_refused():
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="script"):
         net = torch.jit.script(nn.Linear(2, 1))
-    with pytest.raises(UnsupportedNetwork, match="net: .*TorchScript.*pass"):
+    with pytest.raises(UnsupportedNetwork, match=r"net: .*TorchScript.*pass"):
         jacana.linearize(net)
