@@ -207,7 +207,7 @@ def test_variances_are_never_negative(name, sigma, method, dtype):
 
 @pytest.mark.parametrize("name", ["p > nc, c = 2", "p > n, y (n,)", "n = 1, c = 3", "one noise an output, p > nc"])
 def test_a_variance_of_all_but_nothing_is_still_right(name):
-    """Prior variance 1e4 and noise variance 1e-12: what k** − k*ᵀ A⁻¹ k* leaves is rounding, often negative."""
+    """Prior variance 1e4, noise variance 1e-12: what k** − k*ᵀ A⁻¹ k* leaves in float64 is rounding, often negative."""
     it = problem(name)
     s, sigma = 100 * it.s, 1e-6
     gp = jacana.TangentGP(it.net, prior_std=100 * it.spec.prior_std, mean=it.spec.mean)
