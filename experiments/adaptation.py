@@ -1,4 +1,4 @@
-"""Jacana as the experiments use it: what is left open is chosen by the evidence of the target labels, nothing else."""
+"""Jacana as the experiments use it: what is left open is settled by the evidence of the target labels, nothing else."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from torch import Tensor, nn
 
 import jacana
 
-__all__ = ["NOISE_FLOOR", "Chosen", "Setting", "choose", "predict"]
+__all__ = ["NOISE_FLOOR", "Average", "Candidate", "Setting", "weigh"]
 
 NOISE_FLOOR = 1e-3
 """Learned noise is at least so many standard deviations of the labels, here as in the baselines.
 
 Ten labels that happen to lie on a smooth curve have the greatest evidence without any noise at all.
 """
+
+NEGLIGIBLE = 0.01
+"""Candidates with less than this share of the probability are left out of an average."""
 
 
 @dataclass(frozen=True)
@@ -29,50 +32,89 @@ class Setting:
         name: For tables and records.
         mean: "network" or "zero".
         prior: The shape of the prior, which the evidence scales: a number, or a mapping of name prefixes.
-        scales: "shared" learns one factor on the prior, "layers" one a layer.
+        parameters: What is linearized, by name prefix; None for all.
     """
 
     name: str
     mean: str
     prior: float | Mapping[str, float] = 1.0
-    scales: str = "shared"
+    parameters: str | None = None
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The candidate with the greatest evidence, its numbers learned.
-
-    Attributes:
-        setting: The candidate.
-        gp: The model with the learned prior.
-        likelihood: The learned noise.
-        log_evidences: The log marginal likelihood of every candidate.
-        labels: How many labels decided.
-    """
+class Candidate:
+    """A setting with its numbers learned, and the log marginal likelihood that it reaches."""
 
     setting: Setting
     gp: jacana.TangentGP
     likelihood: jacana.Gaussian
-    log_evidences: dict[str, float]
+    log_evidence: float
+
+
+@dataclass(frozen=True)
+class Average:
+    """Candidates by evidence, the most probable first: Bayesian model averaging with equal prior probabilities.
+
+    With fifty labels no candidate is much more probable than the next, and to bet on one costs more than to average.
+
+    Attributes:
+        candidates: The candidates.
+        labels: How many labels decided.
+    """
+
+    candidates: tuple[Candidate, ...]
     labels: int
 
-    def condition(self, x: Tensor, y: Tensor, method: Any = None) -> jacana.Posterior:
-        """The exact posterior given labels: those that decided, or more."""
-        return self.gp.condition(x, y, likelihood=self.likelihood, method=method)
+    @property
+    def weights(self) -> np.ndarray:
+        """The probability of each candidate given the labels."""
+        evidences = np.array([candidate.log_evidence for candidate in self.candidates])
+        weights = np.exp(evidences - evidences.max())
+        return weights / weights.sum()
+
+    def predict(
+        self, x: Tensor, y: Tensor, at: Tensor, *, method: Any = None, best: bool = False, block: int = 2500
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of observations under the average of the exact posteriors.
+
+        Args:
+            x: Labelled inputs: those that decided, or more.
+            y: Their labels, (n,).
+            at: Inputs to predict, (m, ...).
+            method: How to condition, `jacana.FunctionSpace` or `jacana.WeightSpace`; None for the cheaper.
+            best: Whether to condition the most probable candidate alone.
+            block: Inputs predicted at once, which bounds the memory.
+        """
+        count = 1 if best else int((self.weights >= NEGLIGIBLE).sum())
+        weights = self.weights[:count] / self.weights[:count].sum()
+        centre, first, second = np.zeros(len(at)), np.zeros(len(at)), np.zeros(len(at))
+        for weight, candidate in zip(weights, self.candidates, strict=False):
+            posterior = candidate.gp.condition(x, y, likelihood=candidate.likelihood, method=method)
+            predictions = [posterior.predict(part, observed=True) for part in torch.split(at, block)]
+            mean = torch.cat([prediction.mean for prediction in predictions]).numpy()
+            variance = torch.cat([prediction.variance for prediction in predictions]).numpy()
+            # Deviations from the first mean: the spread between candidates is not a difference of large numbers.
+            if candidate is self.candidates[0]:
+                centre = mean
+            first += weight * (mean - centre)
+            second += weight * (variance + (mean - centre) ** 2)
+        return centre + first, np.sqrt(second - first**2)
 
     def summary(self) -> dict[str, Any]:
-        """The choice, for a record."""
+        """Weights and the most probable candidate's numbers, for a record."""
+        best = self.candidates[0]
         return {
-            "setting": self.setting.name,
-            "log_evidences": self.log_evidences,
+            "setting": best.setting.name,
+            "weights": {c.setting.name: float(w) for c, w in zip(self.candidates, self.weights, strict=True)},
+            "log_evidence": best.log_evidence,
             "labels_for_hyper_parameters": self.labels,
-            "prior_std": self.gp.prior_std,
-            "noise_std": float(self.likelihood.noise_std),
+            "prior_std": best.gp.prior_std,
+            "noise_std": float(best.likelihood.noise_std),
         }
 
 
-def choose(net: nn.Module, x: Tensor, y: Tensor, settings: Sequence[Setting]) -> Chosen:
-    """Learn the scales of every candidate and keep the one under which the labels are most probable.
+def weigh(net: nn.Module, x: Tensor, y: Tensor, settings: Sequence[Setting]) -> Average:
+    """Learn every candidate's prior scale and noise by evidence, and weigh the candidates by the evidence they reach.
 
     Args:
         net: The source network.
@@ -80,28 +122,17 @@ def choose(net: nn.Module, x: Tensor, y: Tensor, settings: Sequence[Setting]) ->
         y: Target labels, (n,).
         settings: The candidates.
     """
-    linearization = jacana.linearize(net)
+    floor = NOISE_FLOOR * float(y.std())
+    linearizations = {
+        part: jacana.linearize(net, parameters=part) for part in {setting.parameters for setting in settings}
+    }
     candidates = []
     for setting in settings:
+        linearization = linearizations[setting.parameters]
         prior = jacana.TangentGP(linearization, prior_std=setting.prior, mean=setting.mean, progress=False)
-        gp, likelihood = jacana.maximize_evidence(prior, x, y, prior_std=setting.scales)
-        floor = NOISE_FLOOR * float(y.std())
+        gp, likelihood = jacana.maximize_evidence(prior, x, y)
         if float(likelihood.noise_std) < floor:
-            gp, likelihood = jacana.maximize_evidence(prior, x, y, prior_std=setting.scales, noise_std=floor)
-        candidates.append((gp.condition(x, y, likelihood=likelihood).log_evidence, setting, gp, likelihood))
-    _, setting, gp, likelihood = max(candidates, key=lambda candidate: candidate[0])
-    return Chosen(
-        setting=setting,
-        gp=gp,
-        likelihood=likelihood,
-        log_evidences={candidate[1].name: candidate[0] for candidate in candidates},
-        labels=len(x),
-    )
-
-
-def predict(posterior: jacana.Posterior, x: Tensor, *, block: int = 2500) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of observations, each (m,), in blocks of inputs that bound the memory."""
-    predictions = [posterior.predict(part, observed=True) for part in torch.split(x, block)]
-    mean = torch.cat([prediction.mean for prediction in predictions])
-    std = torch.cat([prediction.std for prediction in predictions])
-    return mean.numpy(), std.numpy()
+            gp, likelihood = jacana.maximize_evidence(prior, x, y, noise_std=floor)
+        evidence = gp.condition(x, y, likelihood=likelihood).log_evidence
+        candidates.append(Candidate(setting, gp, likelihood, evidence))
+    return Average(tuple(sorted(candidates, key=lambda c: -c.log_evidence)), len(x))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from experiments.adaptation import Chosen, choose, predict
+from experiments.adaptation import Average, weigh
 from experiments.baselines import (
     FineTuned,
     RBFKernel,
@@ -80,9 +80,11 @@ class Methods:
 
     def jacana(self, x: Tensor, y: Tensor, at: Tensor | None = None) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         """Jacana at the test pixels, or at others."""
-        chosen: Chosen = self._learn("Jacana", x, y, lambda a, b: choose(self._net, a, b, self._settings.candidates()))
-        mean, std = predict(chosen.condition(x, y), self._test if at is None else at)
-        return mean, std, chosen.summary()
+        average: Average = self._learn("Jacana", x, y, lambda a, b: weigh(self._net, a, b, self._settings.candidates()))
+        # Candidates that are still equally probable after max_hyper labels predict the same: one of them is enough.
+        best = len(x) > self._settings.max_hyper
+        mean, std = average.predict(x, y, self._test if at is None else at, best=best)
+        return mean, std, average.summary()
 
     def _learn(self, name: str, x: Tensor, y: Tensor, learn: Callable[[Tensor, Tensor], Any]) -> Any:
         """What ``learn`` makes of at most ``max_hyper`` labels: from now, or from before where the labels are more."""

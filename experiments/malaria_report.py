@@ -147,7 +147,8 @@ def _curves(panel: Axes, summary: Rows, figure: str) -> None:
             plots.curve(panel, x, mean, np.nan_to_num(error), method)
     sizes = sorted({row["n"] for row in summary})
     panel.set_xscale("log")
-    panel.set_xticks(sizes, [f"{n}" if n < 1000 else f"{n / 1000:.3g}k" for n in sizes], fontsize=8)
+    named = [n for n, larger in zip(sizes, [*sizes[1:], np.inf], strict=True) if larger > 1.4 * n]
+    panel.set_xticks(named, [f"{n}" if n < 1000 else f"{n / 1000:.3g}k" for n in named], fontsize=8)
     panel.set_xticks([], minor=True)
     panel.set_xlabel("labels of 2016")
     if figure == "mse":
@@ -155,6 +156,13 @@ def _curves(panel: Axes, summary: Rows, figure: str) -> None:
         panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4f}".rstrip("0")))
         panel.set_yticks([], minor=True)
+        adapted = [row["mse"]["mean"] for row in summary if row["method"] != "no adaptation"]
+        without = max(row["mse"]["mean"] for row in summary)
+        if without > 4.0 * max(adapted):  # a line so far above leaves no room to tell the others apart
+            panel.set_ylim(0.8 * min(adapted), 1.6 * max(adapted))
+            panel.text(
+                0.98, 0.97, f"no adaptation: {without:.3f}, above", transform=panel.transAxes, ha="right", va="top"
+            )
 
 
 def _by_seed(rows: Rows, country: str, n: int, method: str, figure: str) -> list[float]:

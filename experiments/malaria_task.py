@@ -46,10 +46,13 @@ class Settings:
     bias_prior: float = 10.0
 
     def candidates(self) -> list[Setting]:
-        """What the evidence chooses from: the network's output or zero as mean, a free or a wide output bias."""
+        """What the evidence weighs: the network's output or zero as mean, a wide bias or not, all or the head."""
         priors: dict[str, float | dict[str, float]] = {"": 1.0, ", wide bias": {"": 1.0, "4.bias": self.bias_prior}}
         return [
-            Setting(f"{mean} mean{note}", mean, prior) for mean in ("network", "zero") for note, prior in priors.items()
+            Setting(f"{mean} mean{note}{which}", mean, prior, parameters)
+            for mean in ("network", "zero")
+            for note, prior in priors.items()
+            for which, parameters in (("", None), (", head alone", "4"))
         ]
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import jacana
 from experiments import command, metrics, plots
-from experiments.adaptation import NOISE_FLOOR, Setting, choose, predict
+from experiments.adaptation import NOISE_FLOOR, Setting, weigh
 from experiments.baselines import ABLR, rbf_gp
 from experiments.parallel import each
 from experiments.sinusoids_report import plot, show, table
@@ -60,7 +60,7 @@ DRAWN = 3
 """Tasks of the first seed that the picture shows."""
 
 CANDIDATES = (Setting("network mean", "network"), Setting("zero mean", "zero"))
-"""One prior scale and the noise are learned; whether the mean is the network or zero, the evidence decides too."""
+"""One prior scale and the noise are learned; both means are weighed by their evidence."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def _methods(net: nn.Module, curve: Curve, ablr: dict[int, ABLR], seed: int) -> 
     x, y = _tensor(curve.x), torch.as_tensor(curve.y)
 
     def adapted(method: Any) -> Method:
-        return lambda new_x: predict(choose(net, x, y, CANDIDATES).condition(x, y, method), _tensor(new_x))
+        return lambda new_x: weigh(net, x, y, CANDIDATES).predict(x, y, _tensor(new_x), method=method)
 
     methods: dict[str, Method] = {
         "Jacana, function space": adapted(jacana.FunctionSpace()),
