@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import minimize_scalar
 
 from jacana.errors import NotPositiveDefinite
-from jacana.linearization import gram
+from jacana.linearization import dense_kernel
 from jacana.posteriors import Observations
 
 __all__ = ["NOISE_RANGE", "Spectrum", "spectrum", "summits"]
@@ -56,7 +56,7 @@ def spectrum(observations: Observations, *, progress: bool) -> Spectrum:
     """The spectrum on the smaller side: of K by eigendecomposition, or of J S^½ (p < n·c) by a blockwise QR."""
     lin, residual = observations.model.lin, observations.residual.reshape(-1, 1)
     if lin.n_parameters >= len(residual):
-        kernel = gram(lin, observations.x, None, observations.model.prior, progress=progress)
+        kernel = dense_kernel(lin, observations.x, None, observations.model.prior, progress=progress)
         values, vectors = torch.linalg.eigh(kernel)
         squares = (vectors.T @ residual).square().flatten()
         return Spectrum(values.clamp_min(0.0).cpu().numpy(), squares.cpu().numpy(), 0, 0.0)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from jacana.linearization import gram, layer_grams
+from jacana.linearization import dense_kernel, layer_kernels
 from jacana.networks import layer_of
 from jacana.posteriors import Observations
 
@@ -132,6 +132,7 @@ def statistics(observations: Observations, *, layers: bool, progress: bool) -> S
         return FisherStatistics(observations, layers=layers)
     if layers:
         return KernelStatistics(
-            observations, list(layer_grams(model.lin, observations.x, model.prior, progress=progress).values())
+            observations, list(layer_kernels(model.lin, observations.x, model.prior, progress=progress).values())
         )
-    return KernelStatistics(observations, [gram(model.lin, observations.x, None, model.prior, progress=progress)])
+    kernel = dense_kernel(model.lin, observations.x, None, model.prior, progress=progress)
+    return KernelStatistics(observations, [kernel])

@@ -1,10 +1,11 @@
 """Linearization: exact products with the Jacobian at θ0, and the kernel that is made of it."""
 
-from jacana.linearization.gram import diagonal_blocks as diagonal_blocks
 from jacana.linearization.gram import gram as gram
-from jacana.linearization.gram import layer_grams as layer_grams
-from jacana.linearization.gram import pull as pull
-from jacana.linearization.gram import push as push
+from jacana.linearization.kernel import dense_kernel as dense_kernel
+from jacana.linearization.kernel import diagonal_blocks as diagonal_blocks
+from jacana.linearization.kernel import layer_kernels as layer_kernels
+from jacana.linearization.kernel import pull as pull
+from jacana.linearization.kernel import push as push
 from jacana.linearization.linearization import Linearization as Linearization
 from jacana.linearization.linearization import linearize as linearize
 from jacana.linearization.memory import budget as budget

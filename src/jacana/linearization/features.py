@@ -1,27 +1,45 @@
-"""Features: the Jacobian of a block of examples as one share a parameter tensor."""
+"""Features: the Jacobian of a block of examples as shares that together cover every parameter once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import ParamSpec, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from jacana.errors import UnsupportedNetwork
-from jacana.linearization.linear_rule import linear_shares
 from jacana.linearization.per_example import looped, vectorised
-from jacana.linearization.shares import Formed, Share
-from jacana.networks import Examples, Network
+from jacana.linearization.shares import Formed, Share, add_product
+from jacana.linearization.watch import shares_by_rule
+from jacana.networks import Examples, Network, without_autocast
 
 __all__ = ["Features", "features"]
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _exact(method: Callable[P, R]) -> Callable[P, R]:
+    """A contraction runs without a graph, and in its own dtype whatever autocast the caller set."""
+
+    @functools.wraps(method)
+    def contract(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.no_grad(), without_autocast():
+            return method(*args, **kwargs)
+
+    return contract
+
 
 class Features:
-    """J of n examples, in parameter order, ready to be contracted."""
+    """J of n examples, ready to be contracted."""
 
-    def __init__(self, n: int, c: int, shares: list[Share]) -> None:
-        self.n, self.c, self.shares = n, c, shares
+    def __init__(self, n: int, c: int, shares: Sequence[Share]) -> None:
+        self.n, self.c = n, c
+        self.shares = tuple(shares)
+        self.of = {place: share for share in self.shares for place in share.places}
 
     @property
     def n_rows(self) -> int:
@@ -33,59 +51,89 @@ class Features:
         """The memory held."""
         return sum(share.nbytes for share in self.shares)
 
+    @_exact
     def dense(self) -> Float[Tensor, "nc p"]:
-        """The Jacobian itself."""
-        return torch.cat([share.dense() for share in self.shares], dim=1)
+        """The Jacobian itself, in parameter order."""
+        return torch.cat([self.of[place].dense(place) for place in sorted(self.of)], dim=1)
 
+    @_exact
+    def of_output(self, k: int) -> Features:
+        """J of output k alone."""
+        return Features(self.n, 1, [share.of_output(k) for share in self.shares])
+
+    @_exact
+    def folded(self) -> Features:
+        """The rows of an example side by side: what is contracted then is the trace over the outputs."""
+        return Features(self.n, 1, [share.folded() for share in self.shares])
+
+    @_exact
     def accumulate(
-        self, kernels: Mapping[int, Float[Tensor, "nc mc"]], other: Features, variances: list[float]
+        self, kernel: Float[Tensor, "nc mc"], other: Features, variances: Sequence[float], *, symmetric: bool = False
     ) -> None:
-        """Add s_θ² J_θ J'_θᵀ to the kernel of θ's place, for every parameter."""
-        for place, (share, against) in enumerate(zip(self.shares, other.shares, strict=True)):
-            if variances[place] > 0.0:
-                share.accumulate(kernels[place], against, variances[place])
+        """Add Σ_θ s_θ² J_θ J'_θᵀ; in the lower half alone if ``symmetric``."""
+        for share in self.shares:
+            against = other.of[share.places[0]]
+            if against.places == share.places:
+                share.accumulate(kernel, against, variances, symmetric=symmetric)
+                continue
+            for place in share.places:  # a network that branches may use its parameters otherwise for other examples
+                if variances[place] > 0.0:
+                    left, right = share.dense(place), other.of[place].dense(place)
+                    add_product(kernel, left, right, variances[place], symmetric=symmetric)
 
-    def blocks(self, variances: list[float]) -> Float[Tensor, "n c c"]:
+    @_exact
+    def blocks(self, variances: Sequence[float]) -> Float[Tensor, "n c c"]:
         """Σ s_θ² J_i J_iᵀ of each example with itself."""
-        total = variances[0] * self.shares[0].blocks()
-        for share, variance in zip(self.shares[1:], variances[1:], strict=True):
-            total += variance * share.blocks()
+        total = self.shares[0].blocks(variances)
+        for share in self.shares[1:]:
+            total = total + share.blocks(variances)
         return total
 
+    @_exact
     def pull(self, cotangents: Float[Tensor, "nc k"]) -> Float[Tensor, "p k"]:
         """Jᵀ U."""
-        return torch.cat([share.pull(cotangents) for share in self.shares])
+        pulled: dict[int, Tensor] = {}
+        for share in self.shares:
+            pulled |= share.pull(cotangents)
+        return torch.cat([pulled[place] for place in sorted(pulled)])
 
+    @_exact
     def push(self, tangents: Float[Tensor, "p k"], sizes: Sequence[int]) -> Float[Tensor, "nc k"]:
         """J V, with ``sizes`` the number of entries of each parameter."""
         pieces = torch.split(tangents, list(sizes))
-        products = [share.push(piece) for share, piece in zip(self.shares, pieces, strict=True)]
+        products = [share.push({place: pieces[place] for place in share.places}) for share in self.shares]
         return torch.stack(products).sum(0)
 
 
 def features(
-    network: Network, examples: Examples, *, structured: bool, vectorises: bool, dtype: torch.dtype = torch.float64
+    network: Network,
+    examples: Examples,
+    *,
+    ruled: frozenset[int],
+    vectorises: bool,
+    dtype: torch.dtype = torch.float64,
 ) -> Features:
     """Compute the features of one block of examples, in one forward and a few backward passes.
 
     Args:
         network: the network.
         examples: a block that fits in memory.
-        structured: use the rules for operations; what no rule covers is formed by autodiff.
+        ruled: the parameters that the rules for operations may cover; what no rule covers is formed by autodiff.
         vectorises: form by vmap rather than one example at a time.
         dtype: of the contraction; the network's own numbers are cast to it.
     """
-    shares = linear_shares(network, examples, dtype) if structured else {}
-    rest = [place for place in range(len(network.values)) if place not in shares]
+    shares = shares_by_rule(network, examples, ruled, dtype) if ruled else []
+    covered = {place for share in shares for place in share.places}
+    rest = [place for place in range(len(network.values)) if place not in covered]
     if rest:
         form = vectorised if vectorises else looped
         for place, gradients in zip(rest, form(network, examples, rest), strict=True):
-            shares[place] = Formed(gradients.reshape(*gradients.shape[:2], -1).to(dtype))
-    for place, share in shares.items():
-        if not share.is_finite():
+            shares.append(Formed(place, gradients.reshape(*gradients.shape[:2], -1).to(dtype)))
+    for share in shares:
+        if not bool(share.is_finite()):
+            names = ", ".join(repr(network.names[place]) for place in share.places)
             raise UnsupportedNetwork(
-                f"net: the Jacobian in {network.names[place]!r} has NaN or infinite entries on finite inputs (a square "
+                f"net: the Jacobian in {names} has NaN or infinite entries on finite inputs (a square "
                 "root or norm at zero?); keep such operations away from their singular points, e.g. (x + 1e-12).sqrt()."
             )
-    c = next(iter(shares.values())).blocks().shape[1]
-    return Features(len(examples), c, [shares[place] for place in range(len(network.values))])
+    return Features(len(examples), shares[0].c, shares)

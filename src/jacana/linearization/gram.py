@@ -1,133 +1,245 @@
-"""The Gram: K = Σ_θ s_θ² J_θ J'_θᵀ in float64, tile by tile, from the features of blocks of examples."""
+"""Gram: the exact tangent kernel on data as a dense matrix, in the shape that is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, overload
 
 import torch
-from jaxtyping import Float, Float64
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
 
+from jacana.errors import InvalidData, InvalidOption
 from jacana.linearization.features import Features
-from jacana.linearization.linearization import Linearization
-from jacana.linearization.memory import budget, require
-from jacana.linearization.prior import Prior
-from jacana.networks import Examples, layer_of
+from jacana.linearization.kernel import WHOLE, View, contract
+from jacana.linearization.linearization import Linearization, linearize
+from jacana.linearization.prior import Prior, PriorStd
+from jacana.networks import Data, Examples
 
-__all__ = ["diagonal_blocks", "gram", "layer_grams", "pull", "push"]
+__all__ = ["gram"]
+
+
+@overload
+def gram(
+    lin: Linearization | nn.Module,
+    x1: Data,
+    x2: Data | None = None,
+    prior_std: PriorStd = 1.0,
+    outputs: str = "full",
+    *,
+    layers: Literal[False] = False,
+    dtype: torch.dtype = torch.float64,
+    memory_budget: int | None = None,
+    progress: bool = False,
+) -> Tensor: ...
+
+
+@overload
+def gram(
+    lin: Linearization | nn.Module,
+    x1: Data,
+    x2: Data | None = None,
+    prior_std: PriorStd = 1.0,
+    outputs: str = "full",
+    *,
+    layers: Literal[True] | Sequence[str],
+    dtype: torch.dtype = torch.float64,
+    memory_budget: int | None = None,
+    progress: bool = False,
+) -> dict[str, Tensor]: ...
 
 
 def gram(
-    lin: Linearization,
-    x1: Examples,
-    x2: Examples | None,
-    prior: Prior,
+    lin: Linearization | nn.Module,
+    x1: Data,
+    x2: Data | None = None,
+    prior_std: PriorStd = 1.0,
+    outputs: str = "full",
     *,
+    layers: bool | Sequence[str] = False,
     dtype: torch.dtype = torch.float64,
+    memory_budget: int | None = None,
     progress: bool = False,
-) -> Float[Tensor, "nc mc"]:
-    """K = J₁ S J₂ᵀ, symmetric in one half where ``x2`` is None."""
-    return _grams(lin, x1, x2, prior.variances, [0] * len(lin.names), dtype, progress)[0]
+) -> Tensor | dict[str, Tensor]:
+    """The exact finite-width neural tangent kernel, K = J₁ S J₂ᵀ, without forming the Jacobian.
 
+        y_t = W a_t + b adds  Σ_{t,s} (s_W² a_t·a'_s + s_b²) (g_kt·g'_ls)  to K between outputs (n, k) and (m, l)
 
-def layer_grams(
-    lin: Linearization, x: Examples, prior: Prior, *, progress: bool = False
-) -> dict[str, Float64[Tensor, "nc nc"]]:
-    """The shares K_l by layer, each with its prior, so that K = Σ_l K_l, from one pass over the network."""
-    layers = list(lin.layers)
-    owner = [layers.index(layer_of(name)) for name in lin.names]
-    return dict(zip(layers, _grams(lin, x, None, prior.variances, owner, torch.float64, progress), strict=True))
+    with g the cotangents ∂f_k/∂y_t: operations that have a rule are contracted like this, or by their per-example
+    gradients a chunk at a time, whichever counts fewer operations; parameters without a rule go through autodiff.
+    With x2 None only one half is computed.
 
+    Args:
+        lin: a linearization, or a network to linearize in all its trainable parameters.
+        x1: n examples.
+        x2: m examples; by default ``x1`` itself.
+        prior_std: S^½, a positive number, or a mapping from dotted name prefixes to numbers.
+        outputs: the shape of the answer, each computed directly:
 
-def diagonal_blocks(lin: Linearization, x: Examples, prior: Prior) -> Float64[Tensor, "n c c"]:
-    """The c by c blocks of K on its diagonal, each computed directly."""
-    return torch.cat([block.blocks(prior.variances) for block in lin.blocks(x)])
+            - ``"full"``: (n·c, m·c), row i·c + k for output k of example i;
+            - ``"separate"``: (c, n, m), each output with itself;
+            - ``"trace"``: (n, m), the sum of these; ``"mean"``: the trace over c;
+            - ``"pseudo"``: (n, m), the kernel of the summed outputs over √c: one backward pass whatever c;
+            - ``"diagonal"``: (n·c,) and ``"blocks"``: (n, c, c), of ``x1`` with itself.
+        layers: True for one matrix a layer, which sum to K; or dotted prefixes of parameter names, a matrix each.
+        dtype: of the contraction. What the network computed is cast before it is multiplied; float32 is faster and
+            too rough for a small noise.
+        memory_budget: bytes that the answer and the features held may take; a pass over one block of examples comes
+            on top. By default the answer may take what is free, and the features a quarter of it.
+        progress: a bar while it works.
 
+    Returns:
+        The matrix, or a mapping from layers (or prefixes) to matrices.
 
-def pull(lin: Linearization, x: Examples, cotangents: Float64[Tensor, "nc k"]) -> Float64[Tensor, "p k"]:
-    """Jᵀ U contracted in float64 from the very numbers that the Gram is made of.
+    Raises:
+        InvalidData: examples that cannot be used.
+        InvalidOption: an unknown shape, prefix or dtype, or ``prior_std`` not positive.
+        InsufficientMemory: it does not fit.
 
-    Weights (K + Σ)⁻¹r are large and alternate in sign, so their pull-back must not be rounded to the network's dtype.
+    References:
+        Novak, Sohl-Dickstein, Schoenholz 2022 (arXiv 2206.08720), section 3. Mohamadi, Bae, Sutherland 2023
+        (arXiv 2206.12543), equation 2, for the pseudo-NTK.
+
+    Example:
+        >>> import jacana, torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+        >>> x, z = torch.randn(5, 2), torch.randn(4, 2)
+        >>> jacana.gram(net, x, z).shape, jacana.gram(net, x, outputs="separate").shape
+        (torch.Size([15, 12]), torch.Size([3, 5, 5]))
+        >>> K, shares = jacana.gram(net, x), jacana.gram(net, x, layers=True)
+        >>> list(shares), bool(torch.allclose(K, shares["0"] + shares["2"]))
+        (['0', '2'], True)
     """
-    total = torch.zeros(lin.n_parameters, cotangents.shape[1], dtype=torch.float64, device=lin.device)
-    start = 0
-    for block in lin.blocks(x):
-        total += block.pull(cotangents[start : start + block.n_rows])
-        start += block.n_rows
-    return total
-
-
-def push(lin: Linearization, x: Examples, tangents: Float64[Tensor, "p k"]) -> Float64[Tensor, "nc k"]:
-    """J V contracted in float64, the counterpart of :func:`pull`: many columns for one pass over the network."""
-    return torch.cat([block.push(tangents, lin.network.sizes) for block in lin.blocks(x)])
-
-
-def _grams(
-    lin: Linearization,
-    x1: Examples,
-    x2: Examples | None,
-    variances: list[float],
-    owner: Sequence[int],
-    dtype: torch.dtype,
-    progress: bool,
-) -> list[Tensor]:
-    """One kernel a group of parameters: ``owner`` gives the group of each."""
-    c = lin.findings(x1).n_outputs
-    other = x1 if x2 is None else x2
-    n_groups = max(owner) + 1
-    shape = (len(x1) * c, len(other) * c)
-    itemsize = torch.finfo(dtype).bits // 8
-    require(
-        n_groups * shape[0] * shape[1] * itemsize,
-        lin.device,
-        f"a kernel of {shape[0]:,} by {shape[1]:,}" + (f" for each of {n_groups} layers" if n_groups > 1 else ""),
-        "use fewer examples, one prior scale for all layers, or WeightSpace() where the parameters are fewer.",
+    lin = lin if isinstance(lin, Linearization) else linearize(lin)
+    answer = _ANSWERS.get(outputs)
+    if answer is None:
+        raise InvalidOption(f"outputs: got {outputs!r}; expected one of {', '.join(map(repr, _ANSWERS))}.")
+    if dtype not in (torch.float32, torch.float64):
+        raise InvalidOption(f"dtype: got {dtype!r}; expected torch.float64, or torch.float32 for speed.")
+    if memory_budget is not None and memory_budget < 1:
+        raise InvalidOption(f"memory_budget: got {memory_budget!r}; expected a number of bytes, or None.")
+    prior = Prior.of(lin.network, prior_std)
+    first = lin.examples(x1, "x1")
+    second = None if x2 is None else lin.examples(x2, "x2")
+    if second is not None and outputs in ("diagonal", "blocks"):
+        raise InvalidData(f"x2: outputs={outputs!r} is of one set of examples with itself; leave x2 out.")
+    groups = _groups(lin, layers)
+    named = list(zip(lin.names, prior.variances, strict=True))
+    ask = _Ask(
+        lin,
+        first,
+        second,
+        [[v if name in group else 0.0 for name, v in named] for group in groups.values()],
+        dtype,
+        memory_budget,
+        progress,
     )
-    kernels = [torch.zeros(shape, dtype=dtype, device=lin.device) for _ in range(n_groups)]
-    left, right = lin.bounds(x1), lin.bounds(other)
-    total = len(left) * (len(left) + 1) // 2 if x2 is None else len(left) * len(right)
-    with tqdm(total=total, desc="kernel", unit="tile", delay=1.0, leave=False, disable=not progress) as bar:
-        for rows, columns in _tiles(lin, x1, None if x2 is None else x2, left, right, dtype):
-            (i, first), (j, second) = rows, columns
-            tiles = [kernel[c * i : c * i + first.n_rows, c * j : c * j + second.n_rows] for kernel in kernels]
-            first.accumulate({place: tiles[group] for place, group in enumerate(owner)}, second, variances)
-            for kernel, tile in zip(kernels, tiles, strict=True) if x2 is None else ():
-                if i == j:  # a matrix product is symmetric only to rounding
-                    tile.copy_(tile.tril() + tile.tril(-1).T)
-                else:
-                    kernel[c * j : c * j + second.n_rows, c * i : c * i + first.n_rows] = tile.T
-            bar.update()
-    return kernels
+    kernels = answer(ask)
+    return kernels[0] if layers is False else dict(zip(groups, kernels, strict=True))
 
 
-def _tiles(
-    lin: Linearization,
-    x1: Examples,
-    x2: Examples | None,
-    left: list[tuple[int, int]],
-    right: list[tuple[int, int]],
-    dtype: torch.dtype,
-) -> Iterator[tuple[tuple[int, Features], tuple[int, Features]]]:
-    """Pairs of blocks with where they start; as many as the budget holds are kept, the others computed again.
+@dataclass(frozen=True)
+class _Ask:
+    """What is asked for, checked; ``variances`` has a row for each matrix that is wanted."""
 
-    With x2 None, each unordered pair comes once.
-    """
-    allowed = budget(lin.device)
-    place = 0
-    while place < len(left):
-        held: list[tuple[int, Features]] = []
-        while place < len(left) and (not held or sum(f.nbytes for _, f in held) + held[0][1].nbytes <= allowed):
-            start, stop = left[place]
-            held.append((start, lin.features(x1[start:stop], dtype)))
-            place += 1
-        if x2 is None:
-            for a, block in enumerate(held):
-                for other in held[a:]:
-                    yield block, other
-            rest = ((start, lin.features(x1[start:stop], dtype)) for start, stop in left[place:])
-        else:
-            rest = ((start, lin.features(x2[start:stop], dtype)) for start, stop in right)
-        for other in rest:
-            for block in held:
-                yield block, other
+    lin: Linearization
+    x1: Examples
+    x2: Examples | None
+    variances: list[list[float]]
+    dtype: torch.dtype
+    memory_budget: int | None
+    progress: bool
+
+    @property
+    def c(self) -> int:
+        return self.lin.findings(self.x1).n_outputs
+
+    def kernels(self, view: View, lin: Linearization | None = None) -> list[list[Tensor]]:
+        return contract(
+            lin or self.lin,
+            self.x1,
+            self.x2,
+            self.variances,
+            view,
+            dtype=self.dtype,
+            memory_budget=self.memory_budget,
+            progress=self.progress,
+        )
+
+    def over_blocks(self, of_block: Callable[[Features, list[float]], Tensor]) -> list[Tensor]:
+        found: list[list[Tensor]] = [[] for _ in self.variances]
+        for start, stop in self.lin.bounds(self.x1, held=self.memory_budget):
+            block = self.lin.features(self.x1[start:stop], self.dtype)
+            for parts, of_group in zip(found, self.variances, strict=True):
+                parts.append(of_block(block, of_group))
+        return [torch.cat(parts) for parts in found]
+
+
+def _groups(lin: Linearization, layers: bool | Sequence[str]) -> dict[str, set[str]]:
+    """The parameters of each matrix that is asked for."""
+    if layers is False:
+        return {"": set(lin.names)}
+    if layers is True:
+        return {layer: set(names) for layer, names in lin.layers.items()}
+    groups: dict[str, set[str]] = {}
+    for prefix in [layers] if isinstance(layers, str) else layers:
+        groups[prefix] = {name for name in lin.names if name == prefix or name.startswith(f"{prefix}.")}
+        if not groups[prefix]:
+            raise InvalidOption(
+                f"layers: {prefix!r} names no selected parameter; selected are {list(lin.names[:8])}"
+                f"{' ...' if len(lin.names) > 8 else ''}."
+            )
+    return groups
+
+
+def _outputs(features: Features) -> list[Features]:
+    return [features.of_output(k) for k in range(features.c)]
+
+
+_EACH = View(_outputs, rows=lambda _: 1, count=lambda c: c)
+_TRACE = View(lambda features: [features.folded()], rows=lambda _: 1, count=lambda _: 1)
+
+
+def _full(ask: _Ask) -> list[Tensor]:
+    return [kernel for (kernel,) in ask.kernels(WHOLE)]
+
+
+def _separate(ask: _Ask) -> list[Tensor]:
+    return [torch.stack(kernels) for kernels in ask.kernels(_EACH)]
+
+
+def _trace(ask: _Ask) -> list[Tensor]:
+    return [kernel for (kernel,) in ask.kernels(_TRACE)]
+
+
+def _mean(ask: _Ask) -> list[Tensor]:
+    return [kernel / ask.c for kernel in _trace(ask)]
+
+
+def _pseudo(ask: _Ask) -> list[Tensor]:
+    scale = 1.0 / math.sqrt(ask.c)
+    summed = Linearization(ask.lin.network.followed_by(lambda out: scale * out.reshape(len(out), -1).sum(1)))
+    return [kernel for (kernel,) in ask.kernels(WHOLE, summed)]
+
+
+def _blocks(ask: _Ask) -> list[Tensor]:
+    return ask.over_blocks(lambda features, variances: features.blocks(variances))
+
+
+def _diagonal(ask: _Ask) -> list[Tensor]:
+    def squares(features: Features, variances: list[float]) -> Tensor:
+        return torch.stack([one.blocks(variances).flatten() for one in _outputs(features)], dim=1).flatten()
+
+    return ask.over_blocks(squares)
+
+
+_ANSWERS: dict[str, Callable[[_Ask], list[Tensor]]] = {
+    "full": _full,
+    "separate": _separate,
+    "trace": _trace,
+    "mean": _mean,
+    "pseudo": _pseudo,
+    "diagonal": _diagonal,
+    "blocks": _blocks,
+}

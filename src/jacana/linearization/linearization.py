@@ -241,11 +241,14 @@ class Linearization:
         for start, stop in self.bounds(examples, batch_size):
             yield self.features(examples[start:stop], dtype)
 
-    def bounds(self, examples: Examples, batch_size: int | None = None) -> list[tuple[int, int]]:
-        """How ``examples`` are cut into blocks."""
+    def bounds(
+        self, examples: Examples, batch_size: int | None = None, *, held: int | None = None
+    ) -> list[tuple[int, int]]:
+        """How ``examples`` are cut into blocks, of which ``held`` bytes are to hold several."""
         findings = self.findings(examples)
+        room = _BLOCK_BYTES if held is None else min(_BLOCK_BYTES, held // 4)
         size = _valid_batch_size(batch_size) or min(
-            4 * self._batch_size, max(1, _BLOCK_BYTES // max(1, findings.bytes_per_example))
+            4 * self._batch_size, max(1, room // max(1, findings.bytes_per_example))
         )
         return [(start, min(start + size, len(examples))) for start in range(0, len(examples), size)]
 
@@ -253,9 +256,7 @@ class Linearization:
         """The features of one block."""
         findings = self.findings(examples)
         with differentiable():
-            return features(
-                self.network, examples, structured=findings.structured, vectorises=findings.vectorises, dtype=dtype
-            )
+            return features(self.network, examples, ruled=findings.ruled, vectorises=findings.vectorises, dtype=dtype)
 
     def _vjp(self, examples: Examples, cotangents: Tensor, batch_size: int | None) -> Float[Tensor, "p k"]:
         network, total = self.network, None

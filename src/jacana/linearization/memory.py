@@ -19,15 +19,15 @@ def budget(device: torch.device) -> int:
     return int(_FRACTION * _free(device))
 
 
-def require(nbytes: int, device: torch.device, what: str, cure: str) -> None:
-    """Refuse, before anything is allocated, what does not fit in the memory that is free.
+def require(nbytes: int, device: torch.device, what: str, cure: str, allowed: int | None = None) -> None:
+    """Refuse, before anything is allocated, what does not fit in what is allowed, or in the memory that is free.
 
     Raises:
-        InsufficientMemory: states the size, what is free, and the cure.
+        InsufficientMemory: states the size, what is free or allowed, and the cure.
     """
-    free = _free(device)
-    if nbytes > free:
-        raise InsufficientMemory(f"{what} takes {nbytes / 2**30:.1f} GiB where {free / 2**30:.1f} GiB are free; {cure}")
+    room, which = (_free(device), "are free") if allowed is None else (max(0, allowed), "of memory_budget are left")
+    if nbytes > room:
+        raise InsufficientMemory(f"{what} takes {nbytes / 2**30:.2g} GiB where {room / 2**30:.2g} GiB {which}; {cure}")
 
 
 def _free(device: torch.device) -> int:

@@ -25,7 +25,7 @@ class Findings:
         n_outputs: c.
         flat: whether the network returns (n,) rather than (n, c).
         route: the way to J v.
-        structured: whether the rules for operations give the right per-example gradients.
+        ruled: the parameters, by number, of which the rules for operations give the right per-example gradients.
         vectorises: whether vmap does.
         bytes_per_example: what the features of one example hold.
     """
@@ -33,7 +33,7 @@ class Findings:
     n_outputs: int
     flat: bool
     route: Route
-    structured: bool
+    ruled: frozenset[int]
     vectorises: bool
     bytes_per_example: int
 
@@ -72,10 +72,11 @@ def probe(network: Network, examples: Examples) -> Findings:
             )
         vector, expected, scale = _test_vector(network, truth, generator)
         route = next(r for r in (kind() for kind in ROUTES) if _right(r, network, few, vector, chosen, expected, scale))
-        vectorises = _agrees(network, few, truth, chosen, structured=False, vectorises=True) is not None
-        structured = _agrees(network, few, truth, chosen, structured=True, vectorises=vectorises)
-        nbytes = 8 * c * network.n_parameters if structured is None else structured.nbytes // len(few)
-        return Findings(c, flat, route, structured is not None, vectorises, nbytes)
+        every = frozenset(range(len(network.values)))
+        vectorises = _right_places(network, few, truth, chosen, frozenset(), vectorises=True)[0] == every
+        ruled, found = _right_places(network, few, truth, chosen, every, vectorises=vectorises)
+        nbytes = 8 * c * network.n_parameters if found is None else found.nbytes // len(few)
+        return Findings(c, flat, route, ruled, vectorises, nbytes)
 
 
 def _test_vector(
@@ -108,24 +109,25 @@ def _right(
     return bool(((product.double() - expected).abs() <= tolerance).all())
 
 
-def _agrees(
+def _right_places(
     network: Network,
     few: Examples,
     truth: list[tuple[Tensor, ...]],
     chosen: list[int],
+    ruled: frozenset[int],
     *,
-    structured: bool,
     vectorises: bool,
-) -> Features | None:
-    """The features of the probed examples if this way of computing them works and is right, tensor by tensor."""
+) -> tuple[frozenset[int], Features | None]:
+    """The parameters whose gradients come out right this way, and the features of the probed examples."""
     try:
-        found = features(network, few, structured=structured, vectorises=vectorises)
+        found = features(network, few, ruled=ruled, vectorises=vectorises)
     except Exception:  # noqa: BLE001 - whatever torch raises where an operation has no batching rule
-        return None
+        return frozenset(), None
     tolerance = network.eps**0.5
-    for place, share in enumerate(found.shares):
+    right = set()
+    for place in range(len(network.values)):
         expected = torch.stack([row[place].reshape(len(chosen), -1) for row in truth]).double()
-        got = share.dense().reshape(len(few), found.c, -1)[:, chosen]
-        if not bool(((got - expected).abs() <= tolerance * float(expected.abs().max())).all()):
-            return None
-    return found
+        got = found.of[place].dense(place).reshape(len(few), found.c, -1)[:, chosen]
+        if bool(((got - expected).abs() <= tolerance * float(expected.abs().max())).all()):
+            right.add(place)
+    return frozenset(right), found

@@ -3,6 +3,7 @@
 from jacana.networks.audit import audit as audit
 from jacana.networks.audit import refuse_batch_statistics as refuse_batch_statistics
 from jacana.networks.context import differentiable as differentiable
+from jacana.networks.context import without_autocast as without_autocast
 from jacana.networks.examples import Data as Data
 from jacana.networks.examples import Examples as Examples
 from jacana.networks.examples import as_examples as as_examples

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["differentiable"]
+__all__ = ["differentiable", "without_autocast"]
 
 _LOCK = threading.RLock()
 
@@ -32,8 +32,7 @@ def differentiable(*, fused_kernels: bool = True) -> Iterator[None]:
         stack.enter_context(_LOCK)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-            stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(without_autocast())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
@@ -41,4 +40,13 @@ def differentiable(*, fused_kernels: bool = True) -> Iterator[None]:
             for backend in (torch.backends.mkldnn, torch.backends.cudnn):  # their flags() contexts warn on some builds
                 stack.callback(setattr, backend, "enabled", backend.enabled)
                 backend.enabled = False  # type: ignore[attr-defined]
+        yield
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Every operation in the dtype of what it is given, whatever autocast the caller set."""
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+            stack.enter_context(torch.autocast(device, enabled=False))
         yield

@@ -98,6 +98,13 @@ class Network:
         refuse_infinite(out, examples)
         return (out.unsqueeze(1) if out.ndim == 1 else out), self.leaves
 
+    def followed_by(self, output: Output) -> Network:
+        """The same network, sharing this copy's parameters, with a function of its output (n, c) or (n,) after it."""
+        other = copy.copy(self)
+        caller = _Caller(self._caller.net, _composed(self._caller.output, output), self._caller.call)
+        vars(other)["_caller"] = caller
+        return other
+
     def raw_output(self, examples: Examples) -> Any:
         """What the network and ``output`` return at θ0, unchecked: what the audit looks at."""
         return self._call(self._state(self.values), examples)
@@ -150,13 +157,13 @@ class _Caller(nn.Module):
     def __init__(self, net: nn.Module, output: Output | None, forward: Forward | None) -> None:
         super().__init__()
         self.net = net
-        self._output = output
-        self._forward = forward
+        self.output = output
+        self.call = forward
 
     def forward(self, examples: Examples) -> Any:
         try:
-            if self._forward is not None:
-                out = self._forward(self.net, examples.raw)
+            if self.call is not None:
+                out = self.call(self.net, examples.raw)
             elif examples.keys:
                 out = self.net(**dict(zip(examples.keys, examples.tensors, strict=True)))
             else:
@@ -167,15 +174,19 @@ class _Caller(nn.Module):
                 f"{type(error).__name__}: {error}. Check the shape against what the network was trained on; integers "
                 "are passed as they are (token ids), so cast features to float; or say how to call it by forward=."
             ) from error
-        if self._output is None:
+        if self.output is None:
             return out
         try:
-            return self._output(out)
+            return self.output(out)
         except Exception as error:
             raise InvalidOption(
                 f"output: the function fails on the {type(out).__name__} that the network returns: "
                 f"{type(error).__name__}: {error}. Take the tensor (n, c) from it, e.g. output=lambda out: out.logits."
             ) from error
+
+
+def _composed(first: Output | None, second: Output) -> Output:
+    return second if first is None else lambda out: second(first(out))
 
 
 def _places(root: nn.Module, tensor: Tensor) -> tuple[str, ...]:

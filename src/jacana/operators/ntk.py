@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jacana.linearization import Linearization, Prior, PriorStd, diagonal_blocks, gram, linearize
+from jacana.linearization import Linearization, Prior, PriorStd, dense_kernel, diagonal_blocks, linearize
 from jacana.networks import Data
 from jacana.operators.jacobian import Jacobian
 from jacana.operators.operator import Operator
@@ -80,7 +80,7 @@ class NTK(Operator):
         return self if self._x2 is None else super().T
 
     def to_dense(self) -> Float[Tensor, "nc mc"]:
-        return gram(self._lin, self._x1, self._x2, self._prior, progress=True).to(self.dtype)
+        return dense_kernel(self._lin, self._x1, self._x2, self._prior, progress=True).to(self.dtype)
 
     def diagonal(self) -> Float[Tensor, " nc"]:
         if self._x2 is not None:

@@ -12,7 +12,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from jacana.errors import NotPositiveDefinite
-from jacana.linearization import budget, diagonal_blocks, gram, pull, push, require
+from jacana.linearization import budget, dense_kernel, diagonal_blocks, pull, push, require
 from jacana.networks import Examples
 from jacana.posteriors.method import Method, State
 from jacana.posteriors.observations import Observations
@@ -65,7 +65,7 @@ class FunctionSpace(Method):
         model, n = observations.model, observations.residual.numel()
         require(2 * 8 * n * n, model.lin.device, f"factorising the covariance of {n:,} observations",
                 "use WeightSpace(), fewer examples, or fewer outputs (output=).")  # fmt: skip
-        kernel = gram(model.lin, observations.x, None, model.prior, progress=progress)
+        kernel = dense_kernel(model.lin, observations.x, None, model.prior, progress=progress)
         kernel.diagonal().add_(observations.noise.flatten())
         return _FunctionSpaceState(observations, self.solver, _factor(self.solver, kernel))
 
@@ -120,8 +120,8 @@ class _FunctionSpaceState(State):
 
     def covariance(self, x: Examples) -> Float64[Tensor, "mc mc"]:
         model = self.observations.model
-        prior = gram(model.lin, x, None, model.prior)
-        cross = gram(model.lin, self.observations.x, x, model.prior)
+        prior = dense_kernel(model.lin, x, None, model.prior)
+        cross = dense_kernel(model.lin, self.observations.x, x, model.prior)
         half = self._factor.half_solve(cross)
         covariance = prior - half.T @ half
         weights = self._factor.solve(cross)
@@ -129,7 +129,7 @@ class _FunctionSpaceState(State):
         if bool((covariance.diagonal() < _TRUSTED * doubt).any()):
             root = self._joseph_root(x, weights)
             return root.T @ root
-        return covariance
+        return 0.5 * (covariance + covariance.T)  # a product is symmetric only to rounding
 
     def sample_weights(self, n: int, generator: torch.Generator | None) -> Float64[Tensor, "p n"]:
         """Matheron's rule: a prior sample, corrected by the data it does not fit."""
@@ -151,8 +151,8 @@ class _FunctionSpaceState(State):
 
     def extended(self, more: Observations) -> State:
         model = self.observations.model
-        cross = gram(model.lin, self.observations.x, more.x, model.prior)
-        corner = gram(model.lin, more.x, None, model.prior)
+        cross = dense_kernel(model.lin, self.observations.x, more.x, model.prior)
+        corner = dense_kernel(model.lin, more.x, None, model.prior)
         corner.diagonal().add_(more.noise.flatten())
         try:
             factor = self._solver.extend(self._factor, cross, corner)
@@ -170,7 +170,7 @@ class _FunctionSpaceState(State):
     ) -> tuple[Float64[Tensor, "nc mc"], Float64[Tensor, " mc"], Float64[Tensor, " mc"]]:
         """C = (K + Σ)⁻¹ K*, the variance that the data explain, and its rounding error."""
         model = self.observations.model
-        half = self._factor.half_solve(gram(model.lin, self.observations.x, x, model.prior))
+        half = self._factor.half_solve(dense_kernel(model.lin, self.observations.x, x, model.prior))
         weights = torch.linalg.solve_triangular(self._factor.lower.T, half, upper=True)
         return weights, half.square().sum(0), self._doubt(prior, weights)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from jacana.errors import InvalidOption
 from jacana.likelihoods import Gaussian
-from jacana.linearization import Linearization, Prior, PriorStd, diagonal_blocks, gram, linearize, push
+from jacana.linearization import Linearization, Prior, PriorStd, dense_kernel, diagonal_blocks, linearize, push
 from jacana.networks import Data, Examples
 from jacana.posteriors.function_space import FunctionSpace
 from jacana.posteriors.method import Method
@@ -154,7 +154,7 @@ class _PriorSource(Source):
         return diagonal_blocks(self._model.lin, self._x, self._model.prior).diagonal(dim1=1, dim2=2)
 
     def covariance(self) -> Float64[Tensor, "mc mc"]:
-        return gram(self._model.lin, self._x, None, self._model.prior)
+        return dense_kernel(self._model.lin, self._x, None, self._model.prior)
 
     def sample(self, n: int, generator: torch.Generator | None) -> Float64[Tensor, "n m c"]:
         lin = self._model.lin

@@ -1,0 +1,62 @@
+"""Formed: per-example gradients as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from jacana.linearization.shares.share import Share, add_product
+
+__all__ = ["Formed"]
+
+
+class Formed(Share):
+    """The gradients of one parameter tensor, (n, c, q): J J'ᵀ is one product of matrices."""
+
+    ways: ClassVar[tuple[str, ...]] = ("formed",)
+
+    def __init__(self, place: int, gradients: Float[Tensor, "n c q"]) -> None:
+        super().__init__((place,), gradients.shape[0], gradients.shape[1], gradients.dtype)
+        self._gradients = gradients
+
+    def dense(self, place: int) -> Float[Tensor, "nc q"]:
+        return self._gradients.flatten(0, 1)
+
+    def accumulate(
+        self,
+        kernel: Float[Tensor, "nc mc"],
+        other: Share,
+        variances: Sequence[float],
+        *,
+        symmetric: bool = False,
+        way: str | None = None,
+    ) -> None:
+        (place,) = self.places
+        if variances[place] > 0.0:
+            add_product(kernel, self.dense(place), other.dense(place), variances[place], symmetric=symmetric)
+
+    def arithmetic(self, m: int) -> dict[str, float]:
+        return {"formed": 2.0 * self.n * m * self.c**2 * self._gradients.shape[2]}
+
+    def blocks(self, variances: Sequence[float]) -> Float[Tensor, "n c c"]:
+        return variances[self.places[0]] * (self._gradients @ self._gradients.mT)
+
+    def of_output(self, k: int) -> Formed:
+        return Formed(self.places[0], self._gradients[:, k : k + 1])
+
+    def folded(self) -> Formed:
+        return Formed(self.places[0], self._gradients.flatten(1).unsqueeze(1))
+
+    def pull(self, cotangents: Float[Tensor, "nc k"]) -> dict[int, Float[Tensor, "q k"]]:
+        (place,) = self.places
+        return {place: self.dense(place).T @ cotangents}
+
+    def push(self, tangents: Mapping[int, Float[Tensor, "q k"]]) -> Float[Tensor, "nc k"]:
+        (place,) = self.places
+        return self.dense(place) @ tangents[place]
+
+    def held(self) -> tuple[Tensor, ...]:
+        return (self._gradients,)

@@ -1,0 +1,158 @@
+"""Tokens: the gradient of an embedding is one row a token, Σ_t 1[token t] ⊗ g_t."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from jacana.linearization.shares.share import Share, add_product
+
+__all__ = ["Tokens"]
+
+_ELEMENTWISE = 32.0
+_WORK_BYTES = 2**25
+
+
+class Tokens(Share):
+    """An embedding (v, d) read at T positions, from token ids (n, T) and cotangents G (n, c, T, d).
+
+        J J'ᵀ between (n, k) and (m, l)  =  Σ_{t,s} 1[id[n,t] = id'[m,s]] (G[n,k,t]·G'[m,l,s])
+
+    Contracted factored (all positions with all positions), or formed over the tokens that occur on both sides.
+    """
+
+    ways: ClassVar[tuple[str, ...]] = ("factored", "formed")
+
+    def __init__(
+        self,
+        place: int,
+        rows: int,
+        ids: Int[Tensor, "n t"],
+        cotangents: Float[Tensor, "n c t d"],
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__((place,), cotangents.shape[0], cotangents.shape[1], dtype)
+        self.rows, self.ids, self.cotangents = rows, ids.long(), cotangents
+
+    @classmethod
+    def joined(cls, uses: Sequence[Tokens]) -> Tokens:
+        """Several uses of the same embedding are more positions."""
+        first = uses[0]
+        if len(uses) == 1:
+            return first
+        ids = torch.cat([use.ids for use in uses], dim=1)
+        cotangents = torch.cat([use.cotangents for use in uses], dim=2)
+        return cls(first.places[0], first.rows, ids, cotangents, first.dtype)
+
+    def dense(self, place: int) -> Float[Tensor, "nc q"]:
+        return self.scattered(self.ids, self.rows)
+
+    def accumulate(
+        self,
+        kernel: Float[Tensor, "nc mc"],
+        other: Share,
+        variances: Sequence[float],
+        *,
+        symmetric: bool = False,
+        way: str | None = None,
+    ) -> None:
+        (place,) = self.places
+        variance = variances[place]
+        if variance == 0.0:
+            return
+        if not isinstance(other, Tokens):
+            add_product(kernel, self.dense(place), other.dense(place), variance, symmetric=symmetric)
+            return
+        # Only tokens that occur on both sides meet.
+        met, ours = torch.unique(self.ids, return_inverse=True)
+        if other is self:
+            theirs = ours
+        else:
+            theirs = torch.searchsorted(met, other.ids).clamp(max=len(met) - 1)
+            theirs = torch.where(met[theirs] == other.ids, theirs, len(met))
+        counts = self._counts(other.n, other.ids.shape[1], len(met))
+        if (way or min(counts, key=counts.__getitem__)) == "factored":
+            self._factored(kernel, other, variance, symmetric)
+            return
+        d = self.cotangents.shape[3]
+        size = max(1, min(d, _WORK_BYTES // ((self.n + other.n) * self.c * (len(met) + 1) * self.dtype.itemsize)))
+        for start in range(0, d, size):
+            left = self.scattered(ours, len(met) + 1, start, start + size)
+            right = left if other is self else other.scattered(theirs, len(met) + 1, start, start + size)
+            if other is not self:  # the last row gathers tokens that only the other side has
+                right.view(other.n * self.c, len(met) + 1, -1)[:, -1] = 0.0
+            add_product(kernel, left, right, variance, symmetric=symmetric)
+
+    def _factored(self, kernel: Tensor, other: Tokens, variance: float, symmetric: bool) -> None:
+        c, t, s = self.c, self.ids.shape[1], other.ids.shape[1]
+        columns_at_once = max(1, min(other.n, _WORK_BYTES // (c * t * c * s * self.dtype.itemsize)))
+        rows_at_once = max(1, _WORK_BYTES // (columns_at_once * c * t * c * s * self.dtype.itemsize))
+        for start in range(0, self.n, rows_at_once):
+            stop = min(start + rows_at_once, self.n)
+            last = stop if symmetric else other.n
+            left = self.cotangents[start:stop].to(self.dtype)
+            for first in range(0, last, columns_at_once):
+                end = min(first + columns_at_once, last)
+                right = other.cotangents[first:end].to(self.dtype)
+                product = left.reshape(-1, left.shape[3]) @ right.reshape(-1, right.shape[3]).T
+                product = product.view(stop - start, c, t, end - first, c, s)
+                same = self.ids[start:stop, :, None, None] == other.ids[None, None, first:end]
+                product.mul_(same[:, None, :, :, None, :])
+                total = product.sum((2, 5)).view((stop - start) * c, -1)
+                kernel[start * c : stop * c, first * c : end * c].add_(total, alpha=variance)
+
+    def arithmetic(self, m: int) -> dict[str, float]:
+        return self._counts(m, self.ids.shape[1], min(self.rows, self.ids.numel()))
+
+    def _counts(self, m: int, s: int, met: int) -> dict[str, float]:
+        n, c, t, d = self.n, self.c, self.ids.shape[1], self.cotangents.shape[3]
+        factored = (2.0 * d + _ELEMENTWISE) * n * m * c * c * t * s
+        formed = 2.0 * n * m * c * c * (met + 1) * d + _ELEMENTWISE * (n + m) * c * (met + 1) * d
+        return {"factored": factored, "formed": formed}
+
+    def blocks(self, variances: Sequence[float]) -> Float[Tensor, "n c c"]:
+        out = torch.empty(self.n, self.c, self.c, dtype=self.dtype, device=self.cotangents.device)
+        for i in range(self.n):
+            own = self.cotangents[i].to(self.dtype)
+            same = (self.ids[i][:, None] == self.ids[i]).to(self.dtype)
+            out[i] = own.flatten(1) @ (same @ own).flatten(1).T
+        return variances[self.places[0]] * out
+
+    def of_output(self, k: int) -> Tokens:
+        return Tokens(self.places[0], self.rows, self.ids, self.cotangents[:, k : k + 1], self.dtype)
+
+    def folded(self) -> Tokens:
+        folded = self.cotangents.transpose(1, 2).flatten(2).unsqueeze(1)
+        return Tokens(self.places[0], self.rows, self.ids, folded, self.dtype)
+
+    def pull(self, cotangents: Float[Tensor, "nc k"]) -> dict[int, Float[Tensor, "q k"]]:
+        own = self.cotangents.to(self.dtype)
+        columns = []
+        for column in cotangents.unbind(1):
+            weighted = torch.einsum("nc,nctd->ntd", column.view(self.n, self.c), own).flatten(0, 1)
+            total = weighted.new_zeros(self.rows, weighted.shape[1])
+            columns.append(total.index_add_(0, self.ids.flatten(), weighted).flatten())
+        empty = cotangents.new_zeros(self.rows * self.cotangents.shape[3], 0)
+        return {self.places[0]: torch.stack(columns, 1) if columns else empty}
+
+    def push(self, tangents: Mapping[int, Float[Tensor, "q k"]]) -> Float[Tensor, "nc k"]:
+        own = self.cotangents.to(self.dtype)
+        (tangent,) = tangents.values()
+        columns = [
+            torch.einsum("nctd,ntd->nc", own, column.view(self.rows, -1)[self.ids]).flatten()
+            for column in tangent.unbind(1)
+        ]
+        return torch.stack(columns, 1) if columns else tangent.new_zeros(self.n * self.c, 0)
+
+    def held(self) -> tuple[Tensor, ...]:
+        return (self.cotangents, self.ids)
+
+    def scattered(self, ids: Tensor, rows: int, start: int = 0, stop: int | None = None) -> Float[Tensor, "nc q"]:
+        cotangents = self.cotangents[..., start:stop].to(self.dtype)
+        total = cotangents.new_zeros(self.n, self.c, rows, cotangents.shape[3])
+        index = ids[:, None, :, None].expand_as(cotangents)
+        return total.scatter_add_(2, index, cotangents).view(self.n * self.c, -1)
