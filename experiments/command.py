@@ -98,9 +98,10 @@ def record(
         results: All numbers that came out.
         seconds: Wall time of the whole run.
     """
+    asked = dataclasses.asdict(command)  # folders by their last name: where a machine has them is no part of a record
     body = {
         "experiment": command.name,
-        "command": dataclasses.asdict(command),
+        "command": {key: value.name if isinstance(value, Path) else value for key, value in asked.items()},
         "settings": dict(settings),
         "environment": environment(),
         "seconds": seconds,

@@ -114,6 +114,8 @@ def test_prior_and_groups():
         ({"outputs": "whole"}, jacana.errors.InvalidOption, "outputs: got 'whole'"),
         ({"dtype": torch.float16}, jacana.errors.InvalidOption, "dtype: got torch.float16"),
         ({"layers": ["body"]}, jacana.errors.InvalidOption, "'body' names no selected parameter"),
+        ({"layers": []}, jacana.errors.InvalidOption, "layers: got no prefix"),
+        ({"memory_budget": True}, jacana.errors.InvalidOption, "memory_budget"),
         ({"memory_budget": 0}, jacana.errors.InvalidOption, "memory_budget"),
         ({"memory_budget": 100}, jacana.errors.InsufficientMemory, "outputs at once"),
         ({"memory_budget": 8 * 64 + 8}, jacana.errors.InsufficientMemory, "two examples"),

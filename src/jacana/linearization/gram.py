@@ -112,12 +112,12 @@ def gram(
         (['0', '2'], True)
     """
     lin = lin if isinstance(lin, Linearization) else linearize(lin)
-    answer = _ANSWERS.get(outputs)
+    answer = _ANSWERS.get(outputs) if isinstance(outputs, str) else None
     if answer is None:
         raise InvalidOption(f"outputs: got {outputs!r}; expected one of {', '.join(map(repr, _ANSWERS))}.")
     if dtype not in (torch.float32, torch.float64):
         raise InvalidOption(f"dtype: got {dtype!r}; expected torch.float64, or torch.float32 for speed.")
-    if memory_budget is not None and memory_budget < 1:
+    if memory_budget is not None and (isinstance(memory_budget, bool) or not memory_budget >= 1):
         raise InvalidOption(f"memory_budget: got {memory_budget!r}; expected a number of bytes, or None.")
     prior = Prior.of(lin.network, prior_std)
     first = lin.examples(x1, "x1")
@@ -182,6 +182,8 @@ def _groups(lin: Linearization, layers: bool | Sequence[str]) -> dict[str, set[s
         return {"": set(lin.names)}
     if layers is True:
         return {layer: set(names) for layer, names in lin.layers.items()}
+    if not layers:
+        raise InvalidOption("layers: got no prefix; pass True for all layers, or prefixes of parameter names.")
     groups: dict[str, set[str]] = {}
     for prefix in [layers] if isinstance(layers, str) else layers:
         groups[prefix] = {name for name in lin.names if name == prefix or name.startswith(f"{prefix}.")}

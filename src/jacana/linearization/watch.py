@@ -102,10 +102,9 @@ def shares_by_rule(network: Network, examples: Examples, allowed: frozenset[int]
             if k == 0:
                 cotangents.append(arranged.new_empty(n, c, *arranged.shape[1:]))
             cotangents[j][:, k] = arranged
-    by_output = torch.linspace(1.0, 3.0, c, dtype=out.dtype, device=out.device).square()
-    by_example = torch.linspace(1.0, 2.0, n, dtype=out.dtype, device=out.device)
+    by_example, by_output = _weights(out)
     tolerance = network.eps**0.5 / 4.0
-    uses: dict[int, Use] = {}
+    uses: list[tuple[Rule, Use]] = []
     for i, cotangent in zip(wanted, cotangents, strict=True):
         seen, (layout, weighted) = watch.seen[i], found[i]
         expected = torch.einsum("i,k,ik...->i...", by_example, by_output, cotangent)
@@ -114,8 +113,8 @@ def shares_by_rule(network: Network, examples: Examples, allowed: frozenset[int]
             continue
         shapes = {role: seen.call.parameters[role].shape for role in seen.places}
         inputs = tuple(layout.arrange(value, n) for value in seen.call.inputs)
-        uses[i] = Use(seen.places, shapes, inputs, cotangent, seen.call.options, dtype)
-    return _shares([(watch.seen[i].rule, use) for i, use in uses.items()], outside)
+        uses.append((seen.rule, Use(seen.places, shapes, inputs, cotangent, seen.call.options, dtype)))
+    return _shares(uses, outside)
 
 
 def _layouts(
@@ -126,9 +125,8 @@ def _layouts(
     A layer on (time, examples, features) can have as many times as there are examples, and a network may sort its
     examples by length: weighting the examples' outputs must weight the entries of each example alike.
     """
-    c, taps = out.shape[1], [one.tap for one in seen]
-    by_output = torch.linspace(1.0, 3.0, c, dtype=out.dtype, device=out.device).square()
-    by_example = torch.linspace(1.0, 2.0, n, dtype=out.dtype, device=out.device)
+    taps = [one.tap for one in seen]
+    by_example, by_output = _weights(out)
     total = out @ by_output
     gradients = torch.autograd.grad(by_example @ total, [*taps, *leaves], retain_graph=True, allow_unused=True)
     weighted = [t.new_zeros(t.shape) if g is None else g for g, t in zip(gradients, taps, strict=False)]
@@ -149,6 +147,13 @@ def _layouts(
             layout = some[off.index(min(off))]
         chosen.append((layout, weighted[i]))
     return chosen, [gradient is not None for gradient in gradients[len(taps) :]]
+
+
+def _weights(out: Tensor) -> tuple[Tensor, Tensor]:
+    """One weight an example and one an output, all different."""
+    n, c = out.shape
+    by_example = torch.linspace(1.0, 2.0, n, dtype=out.dtype, device=out.device)
+    return by_example, torch.linspace(1.0, 3.0, c, dtype=out.dtype, device=out.device).square()
 
 
 def _mismatch(layout: Layout, weighted: Tensor, plain: Tensor, by_example: Tensor) -> float:

@@ -13,12 +13,16 @@ from jacana.linearization.rules.rule import Call, Rule, Use, unbroadcast
 __all__ = ["Product", "Sum"]
 
 
-def _free(parameter: Tensor, other: Tensor) -> list[int] | None:
-    """The dimensions of the output along which the parameter is repeated."""
-    if other.ndim < parameter.ndim:
-        return None
-    offset = other.ndim - parameter.ndim
-    return [dim for dim in range(other.ndim) if dim < offset or parameter.shape[dim - offset] == 1]
+def _shared(first: Any, second: Any) -> tuple[nn.Parameter, Tensor, list[int]] | None:
+    """The parameter among two operands, the other, and the dimensions of the output along which it is repeated."""
+    for parameter, value in ((second, first), (first, second)):
+        if not isinstance(parameter, nn.Parameter) or not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
+            continue
+        offset = value.ndim - parameter.ndim
+        dims = [dim for dim in range(value.ndim) if dim < offset or parameter.shape[dim - offset] == 1]
+        if offset >= 0 and dims:
+            return parameter, value, dims
+    return None
 
 
 class Sum(Rule):
@@ -27,13 +31,8 @@ class Sum(Rule):
     operations: ClassVar[tuple[Callable[..., Any], ...]] = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)
 
     def read(self, input: Any, other: Any, **kwargs: Any) -> Call | None:
-        if kwargs or not isinstance(input, Tensor) or not isinstance(other, Tensor):
-            return None
-        for parameter, value in ((other, input), (input, other)):
-            dims = _free(parameter, value)
-            if dims and isinstance(parameter, nn.Parameter) and not isinstance(value, nn.Parameter):
-                return Call({"parameter": parameter}, (), dims)
-        return None
+        found = None if kwargs else _shared(input, other)
+        return None if found is None else Call({"parameter": found[0]}, (), found[2])
 
     def formed(self, role: str, use: Use) -> Tensor:
         return unbroadcast(use.cotangents.to(use.dtype), use.shapes[role])
@@ -48,14 +47,11 @@ class Product(Rule):
     operations: ClassVar[tuple[Callable[..., Any], ...]] = (torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
 
     def read(self, input: Any, other: Any, **kwargs: Any) -> Call | None:
-        if kwargs or not isinstance(input, Tensor) or not isinstance(other, Tensor):
+        found = None if kwargs else _shared(input, other)
+        if found is None:
             return None
-        for parameter, value in ((other, input), (input, other)):
-            dims = _free(parameter, value)
-            if dims and isinstance(parameter, nn.Parameter) and not isinstance(value, nn.Parameter):
-                wide = value.expand_as(value + parameter)
-                return Call({"parameter": parameter}, (wide,), dims)
-        return None
+        parameter, value, dims = found
+        return Call({"parameter": parameter}, (value.expand_as(value + parameter),), dims)
 
     def formed(self, role: str, use: Use) -> Tensor:
         (value,) = use.inputs

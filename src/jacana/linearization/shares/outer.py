@@ -9,12 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacana.linearization.shares.share import Share, add_product
+from jacana.linearization.shares.share import ELEMENTWISE, WORK_BYTES, Share, add_factored, add_product
 
 __all__ = ["Outer"]
-
-_ELEMENTWISE = 32.0  # multiplications of a matrix product in the time of one elementwise step, roughly
-_WORK_BYTES = 2**25  # what a strip or a chunk may take beside the kernel
 
 
 class Outer(Share):
@@ -99,30 +96,17 @@ class Outer(Share):
             add_product(kernel, left, other.dense(self.bias), of_bias, symmetric=symmetric)
 
     def _factored(self, kernel: Tensor, other: Outer, of_weight: float, of_bias: float, symmetric: bool) -> None:
-        t, s, c = self.positions, other.positions, self.c
-        size = self.dtype.itemsize
-        columns_at_once = max(1, min(other.n, _WORK_BYTES // (c * t * c * s * size)))
-        rows_at_once = max(1, _WORK_BYTES // (columns_at_once * c * t * c * s * size))
-        if symmetric:
-            rows_at_once = min(rows_at_once, max(1, self.n // 8))
         inputs, cotangents = self.activations.to(self.dtype), self.cotangents.to(self.dtype)
         other_inputs, other_cotangents = inputs, cotangents
         if other is not self:
             other_inputs, other_cotangents = other.activations.to(self.dtype), other.cotangents.to(self.dtype)
-        for start in range(0, self.n, rows_at_once):
-            stop = min(start + rows_at_once, self.n)
-            last = stop if symmetric else other.n
-            for first in range(0, last, columns_at_once):
-                end = min(first + columns_at_once, last)
-                left, right = cotangents[start:stop], other_cotangents[first:end]
-                product = left.reshape(-1, left.shape[3]) @ right.reshape(-1, right.shape[3]).T
-                alike = inputs[start:stop].flatten(0, 1) @ other_inputs[first:end].flatten(0, 1).T
-                alike.mul_(of_weight).add_(of_bias)
-                product = product.view(stop - start, c, t, end - first, c, s)
-                product.mul_(alike.view(stop - start, 1, t, end - first, 1, s))
-                if t > 1 or s > 1:
-                    product = product.sum((2, 5))
-                kernel[start * c : stop * c, first * c : end * c].add_(product.view((stop - start) * c, -1))
+
+        def alike(rows: slice, columns: slice) -> Tensor:
+            left, right = inputs[rows], other_inputs[columns]
+            products = left.flatten(0, 1) @ right.flatten(0, 1).T
+            return products.mul_(of_weight).add_(of_bias).view(*left.shape[:2], *right.shape[:2])
+
+        add_factored(kernel, cotangents, other_cotangents, alike, symmetric=symmetric)
 
     def arithmetic(self, m: int) -> dict[str, float]:
         return self._counts(m, self.positions)
@@ -130,7 +114,7 @@ class Outer(Share):
     def _counts(self, m: int, s: int) -> dict[str, float]:
         a, g = self._widths
         n, c, t = self.n, self.c, self.positions
-        factored = 2.0 * n * t * m * s * a + (2.0 * g + _ELEMENTWISE) * n * m * c * c * t * s
+        factored = 2.0 * n * t * m * s * a + (2.0 * g + ELEMENTWISE) * n * m * c * c * t * s
         formed = 2.0 * (n * t + m * s) * c * a * g + 2.0 * n * m * c * c * a * g
         return {"factored": factored, "formed": formed}
 
@@ -197,5 +181,5 @@ class Outer(Share):
     def _chunks(self, examples: int) -> list[tuple[int, int]]:
         """The weight's rows in chunks whose gradients fit in the work space."""
         a, g = self._widths
-        size = max(1, min(g, _WORK_BYTES // (examples * self.c * a * self.dtype.itemsize)))
+        size = max(1, min(g, WORK_BYTES // (examples * self.c * a * self.dtype.itemsize)))
         return [(start, min(start + size, g)) for start in range(0, g, size)]

@@ -7,14 +7,20 @@ kept in the network's dtype and cast to that of the contraction *before* it is m
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["Share", "add_product", "strips"]
+__all__ = ["ELEMENTWISE", "WORK_BYTES", "Share", "add_factored", "add_product", "strips"]
+
+ELEMENTWISE = 32.0
+"""Operations of a matrix product in the time of one elementwise step, roughly."""
+
+WORK_BYTES = 2**25
+"""What a tile or a chunk may take beside the kernel."""
 
 _STRIP_ROWS = 256
 _STRIPS = 8
@@ -97,3 +103,32 @@ def add_product(kernel: Tensor, left: Tensor, right: Tensor, factor: float, *, s
     for start, stop in strips(len(kernel)) if symmetric else ((0, len(kernel)),):
         columns = stop if symmetric else kernel.shape[1]
         kernel[start:stop, :columns].addmm_(left[start:stop], right[:columns].T, alpha=factor)
+
+
+def add_factored(
+    kernel: Float[Tensor, "nc mc"],
+    left: Float[Tensor, "n c t g"],
+    right: Float[Tensor, "m c s g"],
+    alike: Callable[[slice, slice], Float[Tensor, "i t j s"]],
+    *,
+    symmetric: bool,
+) -> None:
+    """Add Σ_{t,s} alike[n,t,m,s] (L[n,k,t]·R[m,l,s]) to ``kernel`` in place, in tiles that fit in the work space."""
+    (n, c, t, _), (m, _, s, _) = left.shape, right.shape
+    pair = c * t * c * s * left.element_size()
+    columns_at_once = max(1, min(m, WORK_BYTES // pair))
+    rows_at_once = max(1, WORK_BYTES // (columns_at_once * pair))
+    if symmetric:
+        rows_at_once = min(rows_at_once, max(1, n // _STRIPS))
+    for start in range(0, n, rows_at_once):
+        stop = min(start + rows_at_once, n)
+        last = stop if symmetric else m
+        for first in range(0, last, columns_at_once):
+            end = min(first + columns_at_once, last)
+            rows, columns = left[start:stop], right[first:end]
+            product = rows.reshape(-1, rows.shape[3]) @ columns.reshape(-1, columns.shape[3]).T
+            product = product.view(stop - start, c, t, end - first, c, s)
+            product.mul_(alike(slice(start, stop), slice(first, end))[:, None, :, :, None, :])
+            if t > 1 or s > 1:
+                product = product.sum((2, 5))
+            kernel[start * c : stop * c, first * c : end * c].add_(product.view((stop - start) * c, -1))

@@ -9,12 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from jacana.linearization.shares.share import Share, add_product
+from jacana.linearization.shares.share import ELEMENTWISE, WORK_BYTES, Share, add_factored, add_product
 
 __all__ = ["Tokens"]
-
-_ELEMENTWISE = 32.0
-_WORK_BYTES = 2**25
 
 
 class Tokens(Share):
@@ -79,7 +76,7 @@ class Tokens(Share):
             self._factored(kernel, other, variance, symmetric)
             return
         d = self.cotangents.shape[3]
-        size = max(1, min(d, _WORK_BYTES // ((self.n + other.n) * self.c * (len(met) + 1) * self.dtype.itemsize)))
+        size = max(1, min(d, WORK_BYTES // ((self.n + other.n) * self.c * (len(met) + 1) * self.dtype.itemsize)))
         for start in range(0, d, size):
             left = self.scattered(ours, len(met) + 1, start, start + size)
             right = left if other is self else other.scattered(theirs, len(met) + 1, start, start + size)
@@ -88,30 +85,21 @@ class Tokens(Share):
             add_product(kernel, left, right, variance, symmetric=symmetric)
 
     def _factored(self, kernel: Tensor, other: Tokens, variance: float, symmetric: bool) -> None:
-        c, t, s = self.c, self.ids.shape[1], other.ids.shape[1]
-        columns_at_once = max(1, min(other.n, _WORK_BYTES // (c * t * c * s * self.dtype.itemsize)))
-        rows_at_once = max(1, _WORK_BYTES // (columns_at_once * c * t * c * s * self.dtype.itemsize))
-        for start in range(0, self.n, rows_at_once):
-            stop = min(start + rows_at_once, self.n)
-            last = stop if symmetric else other.n
-            left = self.cotangents[start:stop].to(self.dtype)
-            for first in range(0, last, columns_at_once):
-                end = min(first + columns_at_once, last)
-                right = other.cotangents[first:end].to(self.dtype)
-                product = left.reshape(-1, left.shape[3]) @ right.reshape(-1, right.shape[3]).T
-                product = product.view(stop - start, c, t, end - first, c, s)
-                same = self.ids[start:stop, :, None, None] == other.ids[None, None, first:end]
-                product.mul_(same[:, None, :, :, None, :])
-                total = product.sum((2, 5)).view((stop - start) * c, -1)
-                kernel[start * c : stop * c, first * c : end * c].add_(total, alpha=variance)
+        def alike(rows: slice, columns: slice) -> Tensor:
+            same = self.ids[rows, :, None, None] == other.ids[None, None, columns]
+            return variance * same.to(self.dtype)
+
+        cotangents = self.cotangents.to(self.dtype)
+        other_cotangents = cotangents if other is self else other.cotangents.to(self.dtype)
+        add_factored(kernel, cotangents, other_cotangents, alike, symmetric=symmetric)
 
     def arithmetic(self, m: int) -> dict[str, float]:
         return self._counts(m, self.ids.shape[1], min(self.rows, self.ids.numel()))
 
     def _counts(self, m: int, s: int, met: int) -> dict[str, float]:
         n, c, t, d = self.n, self.c, self.ids.shape[1], self.cotangents.shape[3]
-        factored = (2.0 * d + _ELEMENTWISE) * n * m * c * c * t * s
-        formed = 2.0 * n * m * c * c * (met + 1) * d + _ELEMENTWISE * (n + m) * c * (met + 1) * d
+        factored = (2.0 * d + ELEMENTWISE) * n * m * c * c * t * s
+        formed = 2.0 * n * m * c * c * (met + 1) * d + ELEMENTWISE * (n + m) * c * (met + 1) * d
         return {"factored": factored, "formed": formed}
 
     def blocks(self, variances: Sequence[float]) -> Float[Tensor, "n c c"]:
