@@ -242,16 +242,20 @@ def test_layouts(n):
 
 
 def test_the_cheaper_way_is_taken():
-    """Many positions of a narrow operation are formed; one position of a wide one is factored."""
+    """One position of a wide operation is factored, several of a narrower one formed from its factors, many at once."""
     wide = jacana.linearize(nn.Linear(200, 200))
     (share,) = wide.features(wide.examples(torch.randn(4, 200))).shares
     counts = share.arithmetic(4)
     assert counts["factored"] < counts["formed"]
-    net = nn.Sequential(nn.Linear(3, 4), nn.Flatten(), nn.Linear(400, 2))
-    narrow = jacana.linearize(net, parameters="0")
-    (share,) = narrow.features(narrow.examples(torch.randn(4, 100, 3))).shares
+    net = nn.Sequential(nn.Linear(60, 60), nn.Flatten(), nn.Linear(1200, 2))
+    several = jacana.linearize(net, parameters="0")
+    (share,) = several.features(several.examples(torch.randn(4, 20, 60))).shares
     counts = share.arithmetic(4)
     assert counts["formed"] < counts["factored"]
+    net = nn.Sequential(nn.Linear(3, 4), nn.Flatten(), nn.Linear(400, 2))
+    narrow = jacana.linearize(net, parameters="0")
+    features_of_narrow = narrow.features(narrow.examples(torch.randn(4, 100, 3)))
+    assert [type(share) for share in features_of_narrow.shares] == [Formed, Formed]
 
 
 def test_features_of_different_structure_are_contracted():
@@ -260,7 +264,7 @@ def test_features_of_different_structure_are_contracted():
     lin = jacana.linearize(net)
     x = torch.randn(4, 3, dtype=DOUBLE)
     left = lin.features(lin.examples(x))
-    formed = Features(4, 2, [Formed(place, left.of[place].dense(place).view(4, 2, -1)) for place in (0, 1)])
+    formed = Features(4, 2, [Formed(place, left.of[place].dense(place).view(4, 2, -1), DOUBLE) for place in (0, 1)])
     J = oracles.jacobian(net, x)
     for a, b in ((left, formed), (formed, left)):
         kernel = torch.zeros(8, 8, dtype=DOUBLE)

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacana.errors import UnsupportedNetwork
+from jacana.linearization.by_rule import shares_by_rule
 from jacana.linearization.per_example import looped, vectorised
 from jacana.linearization.shares import Formed, Share, add_product
-from jacana.linearization.watch import shares_by_rule
 from jacana.networks import Examples, Network, without_autocast
 
 __all__ = ["Features", "features"]
@@ -128,7 +128,7 @@ def features(
     if rest:
         form = vectorised if vectorises else looped
         for place, gradients in zip(rest, form(network, examples, rest), strict=True):
-            shares.append(Formed(place, gradients.reshape(*gradients.shape[:2], -1).to(dtype)))
+            shares.append(Formed(place, gradients.reshape(*gradients.shape[:2], -1), dtype))
     for share in shares:
         if not bool(share.is_finite()):
             names = ", ".join(repr(network.names[place]) for place in share.places)

@@ -2,194 +2,244 @@
 
 An operation with a rule is run with its parameters detached, and zeros are added to its output: the *tap*. What the
 output's gradient is at the tap, and what went into the operation, is all that the gradient of the parameter is made of.
+
+What is computed from parameters, buffers and numbers alone is *settled*: it is the same for every example. A settled
+tensor with a gradient (``W.T``, ``W[:k]``, a position embedding, a normalised weight) is taken out of an operation like
+a parameter, and its gradient is pulled back to the parameters afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from jacana.linearization.layout import Layout, layouts
-from jacana.linearization.rules import Call, Decomposition, Rule, Use, by_operation
-from jacana.linearization.shares import Formed, Share
-from jacana.networks import Examples, Network
+from jacana.linearization.layout import layouts
+from jacana.linearization.rules import Call, Decomposition, Rule, by_operation
+from jacana.linearization.shares import Window
 
-__all__ = ["shares_by_rule"]
+__all__ = ["Seen", "Source", "Watch"]
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """One call of an operation: its rule, which parameters it uses (by number), what it was given, and its tap."""
+class Source:
+    """A settled tensor: a parameter, or what is computed from some.
+
+    Attributes:
+        tensor: with the graph that leads to the parameters.
+        leaf: the number of the parameter that it is, or is a view of; None otherwise.
+        window: which entries of that parameter it views; None for the parameter itself.
+    """
+
+    tensor: Tensor
+    leaf: int | None
+    window: Window | None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One call of an operation: its rule, the number of the source in each role, what it was given, and its tap.
+
+    ``settled`` is the number of a call whose inputs are the same for all examples, of which the *output* is taken to
+    have one entry an example; None for all other calls.
+    """
 
     rule: Rule
-    places: dict[str, int]
+    sources: dict[str, int]
     call: Call
     tap: Tensor
+    settled: int | None
 
 
-class _Watch(TorchFunctionMode):
-    def __init__(self, leaves: tuple[Tensor, ...], n: int, allowed: frozenset[int]) -> None:
+class Watch(TorchFunctionMode):
+    """Sees a forward pass of n examples.
+
+    Args:
+        leaves: the selected parameters.
+        settled: further tensors that do not depend on the examples.
+        n: how many examples there are.
+        allowed: the parameters that may be taken out, by number.
+        fixed: the numbers of settled calls whose output does not have one entry an example, whatever its shape.
+        graph: keep the graph of everything, for gradients of gradients.
+    """
+
+    def __init__(
+        self,
+        leaves: Sequence[Tensor],
+        settled: Iterable[Tensor],
+        n: int,
+        allowed: frozenset[int],
+        fixed: frozenset[int] = frozenset(),
+        *,
+        graph: bool = False,
+    ) -> None:
         super().__init__()
-        self._places = {id(leaf): place for place, leaf in enumerate(leaves)}
-        self._n, self._allowed = n, allowed
+        self.sources = [Source(leaf, place, None) for place, leaf in enumerate(leaves)]
+        self.seen: list[Seen] = []
+        self._n, self._fixed, self._graph = n, fixed, graph
         self._rules = by_operation()
-        self.seen: list[_Seen] = []
+        # Held, not only named: a number must not come to stand for another tensor.
+        self._settled = {id(tensor): tensor for tensor in (*leaves, *settled)}
+        self._number: dict[int, int | None] = {
+            id(leaf): place if place in allowed else None for place, leaf in enumerate(leaves)
+        }
+        self._windows: dict[tuple[int, Window], int] = {}
+        self._allowed = allowed
+        self._stand_ins: dict[int, nn.Parameter] = {}
+        self._stands_for: dict[int, int] = {}
+        self._calls = 0
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        tensors = [value for value in _flat((args, kwargs)) if isinstance(value, Tensor)]
+        settled = all(id(tensor) in self._settled for tensor in tensors)
         rule = self._rules.get(func)
-        if rule is None or not any(id(value) in self._places for value in _flat((args, kwargs))):
-            return func(*args, **kwargs)
-        if isinstance(rule, Decomposition):
-            if not rule.covers(*args, **kwargs):
-                return func(*args, **kwargs)
-            with self:
-                return rule.write_out(*args, **kwargs)
-        with torch.no_grad():
-            call = rule.read(*args, **kwargs)
-        places = {} if call is None else self._selected(call)
-        if call is None or not places:
-            return func(*args, **kwargs)
-        ours = {id(call.parameters[role]) for role in places}
-        plain = [value.detach() if id(value) in ours else value for value in args]
-        named = {key: value.detach() if id(value) in ours else value for key, value in kwargs.items()}
-        out: Tensor = func(*plain, **named)
-        if not layouts(tuple(out.shape), call.dims, self._n):
-            return func(*args, **kwargs)
-        tap = out.new_zeros(()).expand(out.shape).detach().requires_grad_()
+        if rule is not None and any(self._source(tensor) is not None for tensor in tensors):
+            if isinstance(rule, Decomposition):
+                form = None
+                if not settled:
+                    form = rule.read(*_mapped(args, self._stand_in), **_mapped(kwargs, self._stand_in))
+                if form is not None:
+                    with self:
+                        return rule.write_out(form, *args, **kwargs)
+            else:
+                out = self._tapped(rule, func, args, kwargs, tensors, settled)
+                if out is not None:
+                    return out
+        result = func(*args, **kwargs)
+        if settled:
+            self._settled |= {id(out): out for out in _flat(result) if isinstance(out, Tensor)}
+        else:
+            self._unsettle(func, args, result)
+        return result
+
+    def _tapped(
+        self,
+        rule: Rule,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        tensors: list[Tensor],
+        settled: bool,
+    ) -> Tensor | None:
+        """The output with its tap; None if the rule does not cover the call, which has then not been made."""
+        plain, named = _mapped(args, self._stand_in), _mapped(kwargs, self._stand_in)
+        with torch.set_grad_enabled(self._graph):
+            call = rule.read(*plain, **named)
+        if call is None:
+            return None
+        read = {role: self._stands_for.get(id(value)) for role, value in call.parameters.items()}
+        sources = {role: number for role, number in read.items() if number is not None}
+        given = [number for tensor in tensors if (number := self._source(tensor)) is not None]
+        if not sources or sorted(given) != sorted(sources.values()):  # one of them is also what goes in
+            return None
+        call_number = None
+        if settled:
+            call_number, self._calls = self._calls, self._calls + 1
+            if call_number in self._fixed:
+                return None
+        in_place = _writes(func)
+        if in_place and not layouts(tuple(args[0].shape), call.dims, self._n):
+            return None
         # A later in-place operation must not reach what is kept.
-        kept = Call(call.parameters, tuple(value.detach().clone() for value in call.inputs), call.dims, call.options)
-        self.seen.append(_Seen(rule, places, kept, tap))
-        return out + tap
+        own = {id(tensor) for tensor in tensors}
+        inputs = tuple(value.clone() if id(value) in own else value for value in call.inputs)
+        if not self._graph:
+            inputs = tuple(value.detach() for value in inputs)
+        out: Tensor = func(*args, **kwargs) if self._graph else func(*plain, **named)
+        shape = tuple(out.shape)
+        if not layouts(shape, call.dims, self._n):
+            return None
+        if settled and self._n > 1 and (shape[0] != self._n or 0 not in call.dims):
+            return None
+        tap = out.new_zeros(()).expand(shape).detach().requires_grad_()
+        kept = Call(call.parameters, inputs, call.dims, call.options)
+        self.seen.append(Seen(rule, sources, kept, tap, call_number))
+        if in_place:
+            self._unsettle(func, args, out)
+            return out.add_(tap)
+        storages = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+        if out.untyped_storage().data_ptr() in storages:  # a view
+            return out + tap
+        tapped: Tensor = _Tap.apply(out, tap)  # type: ignore[no-untyped-call]
+        return tapped
 
-    def _selected(self, call: Call) -> dict[str, int]:
-        places = {role: self._places.get(id(value), -1) for role, value in call.parameters.items()}
-        return {role: place for role, place in places.items() if place in self._allowed}
+    def _unsettle(self, func: Callable[..., Any], args: tuple[Any, ...], result: Any) -> None:
+        """An operation on examples has written into a settled tensor."""
+        written = args[:1] if _writes(func) else [value for value in _flat(args) if value is result]
+        for value in _flat(written):
+            self._settled.pop(id(value), None)
+            self._number.pop(id(value), None)
 
+    def _stand_in(self, value: Any) -> Any:
+        """The detached parameter that a rule gets to see in place of a source; other values as they are."""
+        number = self._source(value) if isinstance(value, Tensor) else None
+        if number is None:
+            return value
+        if number not in self._stand_ins:
+            stand_in = nn.Parameter(self.sources[number].tensor.detach(), requires_grad=False)
+            self._stand_ins[number], self._stands_for[id(stand_in)] = stand_in, number
+        return self._stand_ins[number]
 
-def shares_by_rule(network: Network, examples: Examples, allowed: frozenset[int], dtype: torch.dtype) -> list[Share]:
-    """Shares of the allowed parameters that reach the output through operations with rules alone.
+    def _source(self, tensor: Tensor) -> int | None:
+        """The number of a settled tensor with a gradient."""
+        if id(tensor) in self._number:
+            return self._number[id(tensor)]
+        if not tensor.requires_grad or id(tensor) not in self._settled:
+            return None
+        found = self._viewed(tensor)
+        if found is None:
+            number: int | None = len(self.sources)
+            self.sources.append(Source(tensor, None, None))
+        elif found[0] not in self._allowed:
+            number = None
+        else:
+            number = self._windows.setdefault(found, len(self.sources))
+            if number == len(self.sources):
+                self.sources.append(Source(tensor, *found))
+        self._number[id(tensor)] = number
+        return number
 
-    A parameter that also reaches it another way (as a view, by an operation without a rule, by one whose examples are
-    not where they were looked for) is left out whole, because shares add over parameters and not over operations.
-    """
-    n = len(examples)
-    watch = _Watch(network.leaves, n, allowed)
-    with watch:
-        out, leaves = network.record(examples)
-    if not watch.seen:
-        return []
-    taps = [seen.tap for seen in watch.seen]
-    found, elsewhere = _layouts(out, watch.seen, [leaves[place] for place in sorted(allowed)], n)
-    outside = {place for place, reached in zip(sorted(allowed), elsewhere, strict=True) if reached}
-    wanted = [i for i, seen in enumerate(watch.seen) if not outside.issuperset(seen.places.values())]
-    c = out.shape[1]
-    cotangents: list[Tensor] = []
-    for k in range(c if wanted else 0):
-        gradients = torch.autograd.grad(
-            out[:, k].sum(), [taps[i] for i in wanted], retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        for j, (i, gradient) in enumerate(zip(wanted, gradients, strict=True)):
-            layout = found[i][0]
-            arranged = layout.arrange(gradient, n)
-            if k == 0:
-                cotangents.append(arranged.new_empty(n, c, *arranged.shape[1:]))
-            cotangents[j][:, k] = arranged
-    by_example, by_output = _weights(out)
-    tolerance = network.eps**0.5 / 4.0
-    uses: list[tuple[Rule, Use]] = []
-    for i, cotangent in zip(wanted, cotangents, strict=True):
-        seen, (layout, weighted) = watch.seen[i], found[i]
-        expected = torch.einsum("i,k,ik...->i...", by_example, by_output, cotangent)
-        if not bool(((layout.arrange(weighted, n) - expected).abs() <= tolerance * expected.abs().max()).all()):
-            outside |= set(seen.places.values())
-            continue
-        shapes = {role: seen.call.parameters[role].shape for role in seen.places}
-        inputs = tuple(layout.arrange(value, n) for value in seen.call.inputs)
-        uses.append((seen.rule, Use(seen.places, shapes, inputs, cotangent, seen.call.options, dtype)))
-    return _shares(uses, outside)
-
-
-def _layouts(
-    out: Tensor, seen: list[_Seen], leaves: list[Tensor], n: int
-) -> tuple[list[tuple[Layout, Tensor]], list[bool]]:
-    """Where the examples are in each tap with the gradient of weighted outputs there, and which leaves are reached.
-
-    A layer on (time, examples, features) can have as many times as there are examples, and a network may sort its
-    examples by length: weighting the examples' outputs must weight the entries of each example alike.
-    """
-    taps = [one.tap for one in seen]
-    by_example, by_output = _weights(out)
-    total = out @ by_output
-    gradients = torch.autograd.grad(by_example @ total, [*taps, *leaves], retain_graph=True, allow_unused=True)
-    weighted = [t.new_zeros(t.shape) if g is None else g for g, t in zip(gradients, taps, strict=False)]
-    candidates = [layouts(tuple(one.tap.shape), one.call.dims, n) for one in seen]
-    exact = [[layout for layout in some if layout.repeats == 1] or some for some in candidates]
-    plain: dict[int, Tensor] = {}
-    doubtful = [i for i, some in enumerate(exact) if len(some) > 1]
-    if doubtful:  # one more backward pass tells
-        sums = torch.autograd.grad(
-            total.sum(), [taps[i] for i in doubtful], retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        plain = dict(zip(doubtful, sums, strict=True))
-    chosen: list[tuple[Layout, Tensor]] = []
-    for i, some in enumerate(candidates):
-        layout = exact[i][0]
-        if i in plain:
-            off = [_mismatch(option, weighted[i], plain[i], by_example) for option in some]
-            layout = some[off.index(min(off))]
-        chosen.append((layout, weighted[i]))
-    return chosen, [gradient is not None for gradient in gradients[len(taps) :]]
+    def _viewed(self, tensor: Tensor) -> tuple[int, Window] | None:
+        """The parameter of which a tensor shows distinct entries, and which."""
+        storage = tensor.untyped_storage().data_ptr()
+        for place, source in enumerate(self.sources):
+            if source.leaf != place or source.window is not None:
+                continue
+            leaf = source.tensor
+            if leaf.untyped_storage().data_ptr() == storage and leaf.dtype == tensor.dtype and leaf.is_contiguous():
+                window = Window.of(tensor, leaf)
+                if window is not None:
+                    return place, window
+        return None
 
 
-def _weights(out: Tensor) -> tuple[Tensor, Tensor]:
-    """One weight an example and one an output, all different."""
-    n, c = out.shape
-    by_example = torch.linspace(1.0, 2.0, n, dtype=out.dtype, device=out.device)
-    return by_example, torch.linspace(1.0, 3.0, c, dtype=out.dtype, device=out.device).square()
+class _Tap(torch.autograd.Function):
+    """out + 0 without a pass over memory: the gradient of ``out`` is that of the tap."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, tap: Tensor) -> Tensor:  # noqa: ARG004 - what is added is zero
+        ctx.mark_dirty(out)
+        return out
+
+    @staticmethod
+    def backward(_: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        (gradient,) = gradients
+        return gradient, gradient
 
 
-def _mismatch(layout: Layout, weighted: Tensor, plain: Tensor, by_example: Tensor) -> float:
-    """How far the weighted gradient is from the plain one with each example's entries weighted."""
-    arranged = layout.arrange(plain, len(by_example))
-    expected = arranged * by_example.view(-1, *(1 for _ in arranged.shape[1:]))
-    return float((layout.arrange(weighted, len(by_example)) - expected).abs().max())
-
-
-def _shares(uses: list[tuple[Rule, Use]], outside: set[int]) -> list[Share]:
-    """One share for the uses of the same parameters in the same roles; formed gradients where uses are mixed."""
-    groups: dict[tuple[Any, ...], list[tuple[Rule, Use]]] = {}
-    for rule, use in uses:
-        groups.setdefault((rule, tuple(use.places.items())), []).append((rule, use))
-    owners: dict[int, list[tuple[Any, ...]]] = {}
-    for key, members in groups.items():
-        for place in members[0][1].places.values():
-            owners.setdefault(place, []).append(key)
-    shares: list[Share] = []
-    done = set(outside)
-    for key, members in groups.items():
-        rule, first = members[0]
-        places = list(first.places.values())
-        alone = len(set(places)) == len(places) and all(owners[place] == [key] for place in places)
-        if alone and not outside.intersection(places) and (share := rule.share([use for _, use in members])):
-            shares.append(share)
-            done |= set(places)
-    for place in sorted(owners.keys() - done):
-        pieces = [
-            rule.formed(role, use) for rule, use in uses for role, number in use.places.items() if number == place
-        ]
-        total = pieces[0]
-        for piece in pieces[1:]:
-            total = total + piece
-        shares.append(Formed(place, total.flatten(2)))
-    return shares
+def _writes(func: Callable[..., Any]) -> bool:
+    """Whether torch's naming says that an operation writes into its first argument."""
+    name = getattr(func, "__name__", "")
+    if name.startswith("__"):
+        return name == "__setitem__" or (name.startswith("__i") and name not in ("__invert__", "__index__", "__int__"))
+    return name.endswith("_")
 
 
 def _flat(value: Any) -> list[Any]:
@@ -198,3 +248,11 @@ def _flat(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return [leaf for item in value.values() for leaf in _flat(item)]
     return [value]
+
+
+def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, dict):
+        return {key: _mapped(item, change) for key, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_mapped(item, change) for item in value)
+    return change(value)

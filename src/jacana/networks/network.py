@@ -85,16 +85,18 @@ class Network:
 
     def __call__(self, values: Sequence[Tensor], examples: Examples) -> Float[Tensor, "n c"]:
         """The network's output at the parameter values ``values`` (one tensor a name)."""
-        out = self._call(self._state(values), examples)
+        out = self._call(self.state(values), examples)
         return out.unsqueeze(1) if out.ndim == 1 else out
 
-    def record(self, examples: Examples) -> tuple[Float[Tensor, "n c"], tuple[Tensor, ...]]:
+    def record(
+        self, examples: Examples, state: dict[str, Tensor] | None = None
+    ) -> tuple[Float[Tensor, "n c"], tuple[Tensor, ...]]:
         """The output at θ0 with its reverse graph, and the leaves that it is differentiated by.
 
         The leaves are the copy's own parameters: a checkpointed layer runs again during the backward pass, out of
         reach of a functional call.
         """
-        out = self._call(self._state(), examples)
+        out = self._call(self.state() if state is None else state, examples)
         refuse_infinite(out, examples)
         return (out.unsqueeze(1) if out.ndim == 1 else out), self.leaves
 
@@ -107,9 +109,14 @@ class Network:
 
     def raw_output(self, examples: Examples) -> Any:
         """What the network and ``output`` return at θ0, unchecked: what the audit looks at."""
-        return self._call(self._state(self.values), examples)
+        return self._call(self.state(self.values), examples)
 
-    def _state(self, values: Sequence[Tensor] = ()) -> dict[str, Tensor]:
+    def constants(self, state: dict[str, Tensor]) -> list[Tensor]:
+        """Every tensor that the network has of itself in a pass with this state: the same for all examples."""
+        kept = [value for module in self.module.modules() for value in vars(module).values()]
+        return [*state.values(), *self.module.parameters(), *(value for value in kept if isinstance(value, Tensor))]
+
+    def state(self, values: Sequence[Tensor] = ()) -> dict[str, Tensor]:
         """Every place of every parameter and buffer; buffers as clones, because a network may write into them."""
         state = {key: buffer.clone() for keys, buffer in self._buffers for key in keys}
         for keys, value in zip(self._keys, values, strict=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -15,15 +16,15 @@ __all__ = ["MultiheadAttention"]
 
 
 class MultiheadAttention(Decomposition):
-    """softmax(Q Kᵀ/√d + mask) V for each head between packed linear maps, of one sequence with itself.
+    """softmax(Q Kᵀ/√d + mask) V for each head between linear maps, packed or apart.
 
-    Vaswani et al. 2017 (arXiv 1706.03762), equation 1. Attention to another sequence, separate projections, extra keys
-    and averaged weights are not written out: their parameters go through autodiff.
+    Vaswani et al. 2017 (arXiv 1706.03762), equation 1. Extra keys are not written out: their parameters go through
+    autodiff.
     """
 
     operations: ClassVar[tuple[Callable[..., Any], ...]] = (F.multi_head_attention_forward,)
 
-    def covers(
+    def read(
         self,
         query: Tensor,
         key: Tensor,
@@ -37,28 +38,23 @@ class MultiheadAttention(Decomposition):
         add_zero_attn: bool,
         *_: Any,
         training: bool = True,
-        need_weights: bool = True,
-        use_separate_proj_weight: bool = False,
         static_k: Tensor | None = None,
         static_v: Tensor | None = None,
         **__: Any,
-    ) -> bool:
+    ) -> bool | None:
         extras = (bias_k, bias_v, static_k, static_v)
-        plain = query is key and key is value and query.ndim == 3 and in_proj_weight is not None
-        return (
-            plain
-            and not (training or need_weights or use_separate_proj_weight or add_zero_attn)
-            and all(extra is None for extra in extras)
-        )
+        plain = query.ndim == 3 and not (training or add_zero_attn) and all(extra is None for extra in extras)
+        return True if plain else None
 
     def write_out(
         self,
+        form: bool,
         query: Tensor,
         key: Tensor,
         value: Tensor,
         embed_dim_to_check: int,
         num_heads: int,
-        in_proj_weight: Tensor,
+        in_proj_weight: Tensor | None,
         in_proj_bias: Tensor | None,
         bias_k: None,
         bias_v: None,
@@ -68,22 +64,37 @@ class MultiheadAttention(Decomposition):
         out_proj_bias: Tensor | None,
         *,
         key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
         attn_mask: Tensor | None = None,
-        is_causal: bool = False,
+        use_separate_proj_weight: bool = False,
+        q_proj_weight: Tensor | None = None,
+        k_proj_weight: Tensor | None = None,
+        v_proj_weight: Tensor | None = None,
+        average_attn_weights: bool = True,
         **_: Any,
-    ) -> tuple[Tensor, None]:
-        length, n, width = query.shape
-        packed = F.linear(query, in_proj_weight, in_proj_bias)
-        heads = packed.view(length, n, 3, num_heads, width // num_heads).permute(2, 1, 3, 0, 4)
-        mask = None if attn_mask is None else _additive(attn_mask, query)
-        if mask is not None and mask.ndim == 3:  # a mask for each example and head
-            mask = mask.view(n, num_heads, length, length)
+    ) -> tuple[Tensor, Tensor | None]:
+        n, width = query.shape[1:]
+        if in_proj_weight is not None and not use_separate_proj_weight and query is key and key is value:
+            projected = F.linear(query, in_proj_weight, in_proj_bias).chunk(3, dim=-1)
+        else:
+            packed = (q_proj_weight, k_proj_weight, v_proj_weight) if use_separate_proj_weight else None
+            weights = packed or in_proj_weight.chunk(3)  # type: ignore[union-attr]
+            biases = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
+            projected = tuple(F.linear(*each) for each in zip((query, key, value), weights, biases, strict=True))
+        heads = [torch.unflatten(part, 2, (num_heads, -1)).permute(1, 2, 0, 3) for part in projected]
+        logits = heads[0] @ heads[1].mT / math.sqrt(width // num_heads)
+        if attn_mask is not None:
+            mask = _additive(attn_mask, query)
+            # (L, S), or one for each example and head.
+            logits = logits + (torch.unflatten(mask, 0, (n, num_heads)) if mask.ndim == 3 else mask)
         if key_padding_mask is not None:
-            padding = _additive(key_padding_mask, query)[:, None, None, :]
-            mask = padding if mask is None else mask + padding
-        mixed = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], attn_mask=mask)
-        out = F.linear(mixed.permute(2, 0, 1, 3).reshape(length, n, width), out_proj_weight, out_proj_bias)
-        return out, None
+            logits = logits + _additive(key_padding_mask, query)[:, None, None, :]
+        attention = logits.softmax(dim=-1)
+        mixed = (attention @ heads[2]).permute(2, 0, 1, 3).flatten(2)
+        out = F.linear(mixed, out_proj_weight, out_proj_bias)
+        if not need_weights:
+            return out, None
+        return out, attention.mean(1) if average_attn_weights else attention
 
     def example(self) -> tuple[nn.Module, Tensor]:
         return _Attention(), torch.randn(3, 3, 4)

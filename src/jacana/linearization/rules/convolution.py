@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -47,28 +48,32 @@ class Convolution(Rule):
         parameters = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
         return Call(parameters, (input,), (0,), (tuple(weight.shape[2:]), stride, pads, dilation, groups))
 
+    def prepared(self, use: Use) -> tuple[Tensor, ...]:
+        return (_patches(use),)
+
     def formed(self, role: str, use: Use) -> Tensor:
-        cotangents = use.cotangents.to(use.dtype)
+        cotangents = _by_position(use.cotangents).to(use.working)
         if role == "bias":
-            return cotangents.flatten(4).sum((2, 4))
-        patches, cotangents = _factors(use)
+            return cotangents.sum(3)
         groups = use.options[-1]
-        n, c = cotangents.shape[:2]
-        patches = torch.unflatten(patches.to(use.dtype), 2, (groups, -1))
-        cotangents = torch.unflatten(cotangents.to(use.dtype), 3, (groups, -1))
-        left = cotangents.permute(0, 3, 1, 4, 2).reshape(n * groups, -1, cotangents.shape[2])
-        right = patches.permute(0, 2, 1, 3).reshape(n * groups, cotangents.shape[2], -1)
-        formed = torch.bmm(left, right).view(n, groups, c, cotangents.shape[4], -1)
+        n, c, _, positions = cotangents.shape
+        left = torch.unflatten(cotangents, 2, (groups, -1)).transpose(1, 2).reshape(n * groups, -1, positions)
+        right = torch.unflatten(use.inputs[0].to(use.working), 1, (groups, -1)).flatten(0, 1)
+        formed = torch.bmm(left, right.mT).view(n, groups, c, -1)
         return formed.transpose(1, 2).reshape(n, c, *use.shapes["weight"])
 
-    def share(self, uses: Sequence[Use]) -> Share | None:
-        use = uses[0]
-        if len(uses) > 1 or use.options[-1] > 1:
+    def kept(self, use: Use, c: int) -> int | None:
+        if use.options[-1] > 1:
             return None
-        n, c = use.cotangents.shape[:2]
-        if use.dtype.itemsize * c * use.shapes["weight"].numel() < _kept(use) // n:
-            return None
-        return Outer(use.places.get("weight"), use.places.get("bias"), *_factors(use), use.dtype)
+        outputs = use.cotangents[0, 0].numel()
+        positions = outputs // use.shapes["weight"][0]
+        return positions * use.shapes["weight"][1:].numel() + c * outputs
+
+    def share(self, uses: Sequence[Use]) -> Share:
+        places = (uses[0].places.get("weight"), uses[0].places.get("bias"))
+        return Outer.joined(
+            [Outer(*places, use.inputs[0].mT, _by_position(use.cotangents).mT, use.dtype) for use in uses]
+        )
 
     def example(self) -> tuple[nn.Module, Tensor]:
         net = nn.Sequential(
@@ -78,32 +83,23 @@ class Convolution(Rule):
         return net, torch.randn(3, 2, 5, 5)
 
 
-def _kept(use: Use) -> int:
-    """The bytes of the factors: patches and cotangents."""
-    size, (kernel, *_) = use.cotangents.element_size(), use.options
-    positions = use.cotangents[0, 0, :, 0].numel()
-    patch = use.inputs[0].shape[2]
-    for width in kernel:
-        patch *= width
-    return use.cotangents.nbytes + size * len(use.cotangents) * positions * patch
-
-
-def _factors(use: Use) -> tuple[Tensor, Tensor]:
-    """Patches (n, T, channels · window) and cotangents (n, c, T, channels)."""
+def _patches(use: Use) -> Float[Tensor, "n a t"]:
+    """What the window sees at each of T positions, channels before the places in the window."""
     kernel, stride, pads, dilation, _ = use.options
-    (inputs,), cotangents = use.inputs, use.cotangents
+    (inputs,) = use.inputs
     n, repeats = inputs.shape[:2]
     images = F.pad(inputs.flatten(0, 1), [pad for pair in reversed(pads) for pad in pair])
     windows = images
     for i, (width, step, spread) in enumerate(zip(kernel, stride, dilation, strict=True)):
         windows = windows.unfold(2 + i, spread * (width - 1) + 1, step)[..., ::spread]
     d = len(kernel)
-    patches = windows.permute(0, *range(2, 2 + d), 1, *range(2 + d, 2 + 2 * d))  # positions before channel and window
-    patches = patches.reshape(n, -1, images.shape[1] * windows[0, 0].flatten(d)[(0,) * d].numel())
-    c = cotangents.shape[1]
-    if repeats == 1:
-        return patches, cotangents[:, :, 0].flatten(3).transpose(2, 3)
-    return patches, cotangents.flatten(4).transpose(3, 4).reshape(n, c, -1, cotangents.shape[3])
+    patches = windows.permute(0, 1, *range(2 + d, 2 + 2 * d), *range(2, 2 + d)).flatten(1, 1 + d).flatten(2)
+    return patches if repeats == 1 else torch.unflatten(patches, 0, (n, repeats)).transpose(1, 2).flatten(2)
+
+
+def _by_position(cotangents: Float[Tensor, "n c r g ..."]) -> Float[Tensor, "n c g t"]:
+    flat = cotangents.flatten(4)
+    return flat[:, :, 0] if flat.shape[2] == 1 else flat.transpose(2, 3).flatten(3)
 
 
 def _each(value: Any, d: int) -> tuple[int, ...]:

@@ -28,14 +28,16 @@ def _shared(first: Any, second: Any) -> tuple[nn.Parameter, Tensor, list[int]] |
 class Sum(Rule):
     """y = x + p: the sum of g over what p is repeated along."""
 
-    operations: ClassVar[tuple[Callable[..., Any], ...]] = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)
+    operations: ClassVar[tuple[Callable[..., Any], ...]] = (
+        torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__,
+    )  # fmt: skip
 
     def read(self, input: Any, other: Any, **kwargs: Any) -> Call | None:
         found = None if kwargs else _shared(input, other)
         return None if found is None else Call({"parameter": found[0]}, (), found[2])
 
     def formed(self, role: str, use: Use) -> Tensor:
-        return unbroadcast(use.cotangents.to(use.dtype), use.shapes[role])
+        return unbroadcast(use.cotangents.to(use.working), use.shapes[role])
 
     def example(self) -> tuple[nn.Module, Tensor]:
         return _Shifted(), torch.randn(3, 2, 4)
@@ -44,7 +46,9 @@ class Sum(Rule):
 class Product(Rule):
     """y = x p: the sum of g x over what p is repeated along."""
 
-    operations: ClassVar[tuple[Callable[..., Any], ...]] = (torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
+    operations: ClassVar[tuple[Callable[..., Any], ...]] = (
+        torch.mul, Tensor.mul, Tensor.mul_, Tensor.__mul__, Tensor.__rmul__, Tensor.__imul__,
+    )  # fmt: skip
 
     def read(self, input: Any, other: Any, **kwargs: Any) -> Call | None:
         found = None if kwargs else _shared(input, other)
@@ -55,7 +59,7 @@ class Product(Rule):
 
     def formed(self, role: str, use: Use) -> Tensor:
         (value,) = use.inputs
-        cotangents = use.cotangents.to(use.dtype) * value.to(use.dtype).unsqueeze(1)
+        cotangents = use.cotangents.to(use.working) * value.to(use.working).unsqueeze(1)
         return unbroadcast(cotangents, use.shapes[role])
 
     def example(self) -> tuple[nn.Module, Tensor]:

@@ -36,19 +36,22 @@ class Embedding(Rule):
         return Call({"weight": weight}, (input,), range(input.ndim), padding)
 
     def formed(self, role: str, use: Use) -> Tensor:
-        tokens = self._tokens(use)
+        tokens = self._tokens(use, use.working)
         (place,) = tokens.places
         return tokens.dense(place).view(*use.cotangents.shape[:2], *use.shapes["weight"])
 
-    def share(self, uses: Sequence[Use]) -> Share | None:
-        return Tokens.joined([self._tokens(use) for use in uses])
+    def kept(self, use: Use, c: int) -> int | None:
+        return use.inputs[0][0].numel() * (1 + c * use.cotangents.shape[-1])
 
-    def _tokens(self, use: Use) -> Tokens:
+    def share(self, uses: Sequence[Use]) -> Share:
+        return Tokens.joined([self._tokens(use, use.dtype) for use in uses])
+
+    def _tokens(self, use: Use, dtype: torch.dtype) -> Tokens:
         (ids,), cotangents = use.inputs, use.cotangents
         n, c = cotangents.shape[:2]
         ids, cotangents = ids.reshape(n, -1), cotangents.reshape(n, c, -1, cotangents.shape[-1])
         cotangents = cotangents.masked_fill((ids == use.options)[:, None, :, None], 0.0)
-        return Tokens(use.places["weight"], use.shapes["weight"][0], ids, cotangents, use.dtype)
+        return Tokens(use.places["weight"], use.shapes["weight"][0], ids, cotangents, dtype)
 
     def example(self) -> tuple[nn.Module, Tensor]:
         net = nn.Sequential(nn.Embedding(7, 4, padding_idx=2), nn.Tanh(), nn.Flatten(), nn.Linear(20, 2))

@@ -28,12 +28,16 @@ class Linear(Rule):
 
     def formed(self, role: str, use: Use) -> Tensor:
         inputs, cotangents = _positions(use)
-        cotangents = cotangents.to(use.dtype)
+        cotangents = cotangents.to(use.working)
         if role == "bias":
             return cotangents.sum(2)
-        return torch.einsum("nctg,nta->ncga", cotangents, inputs.to(use.dtype))
+        return torch.einsum("nctg,nta->ncga", cotangents, inputs.to(use.working))
 
-    def share(self, uses: Sequence[Use]) -> Share | None:
+    def kept(self, use: Use, c: int) -> int | None:
+        inputs, cotangents = _positions(use)
+        return inputs.shape[1] * (inputs.shape[2] + c * cotangents.shape[3])
+
+    def share(self, uses: Sequence[Use]) -> Share:
         places = uses[0].places
         return Outer.joined([Outer(places.get("weight"), places.get("bias"), *_positions(u), u.dtype) for u in uses])
 

@@ -19,9 +19,9 @@ class _Affine(Rule):
     """y = w ⊙ x̂ + b: w gets Σ g ⊙ x̂ and b gets Σ g, over the positions that share them."""
 
     def formed(self, role: str, use: Use) -> Tensor:
-        (normalised,), cotangents = use.inputs, use.cotangents.to(use.dtype)
+        (normalised,), cotangents = use.inputs, use.cotangents.to(use.working)
         if role == "weight":
-            cotangents = cotangents * normalised.to(use.dtype).unsqueeze(1)
+            cotangents = cotangents * normalised.to(use.working).unsqueeze(1)
         return unbroadcast(cotangents, use.options).reshape(*cotangents.shape[:2], *use.shapes[role])
 
     @abstractmethod

@@ -38,10 +38,10 @@ class Use:
     """A call with its cotangents, the examples first.
 
     Attributes:
-        places: the number of the selected parameter in each role.
+        places: the number of the parameter in each role.
         shapes: the shape of the parameter in each role.
-        inputs: (n, ...), in the network's dtype.
-        cotangents: (n, c, ...), in the network's dtype.
+        inputs: (n, ...), in the network's dtype, as :meth:`Rule.prepared` leaves them.
+        cotangents: (n, c, ...), in the network's dtype; some or all of the outputs.
         options: those of the call.
         dtype: of the contraction.
     """
@@ -52,6 +52,11 @@ class Use:
     cotangents: Float[Tensor, "n c ..."]
     options: Any
     dtype: torch.dtype
+
+    @property
+    def working(self) -> torch.dtype:
+        """What gradients are formed in: the network's own dtype, but at least float32."""
+        return torch.promote_types(self.cotangents.dtype, torch.float32)
 
 
 class Rule(ABC):
@@ -64,15 +69,29 @@ class Rule(ABC):
 
     @abstractmethod
     def read(self, *args: Any, **kwargs: Any) -> Call | None:
-        """Read a call, with the operation's own signature; None for calls that the rule does not cover."""
+        """Read a call, with the operation's own signature; None for calls that the rule does not cover.
+
+        Every tensor that is a parameter, or is computed from parameters alone, comes as a detached nn.Parameter.
+        """
+
+    def prepared(self, use: Use) -> tuple[Tensor, ...]:
+        """The inputs as the two methods below want them: what is the same for all outputs is computed once, here."""
+        return use.inputs
 
     @abstractmethod
     def formed(self, role: str, use: Use) -> Float[Tensor, "n c ..."]:
-        """Per-example gradients of the parameter in one role, in the dtype of the contraction."""
+        """Per-example gradients of the parameter in one role."""
 
-    def share(self, uses: Sequence[Use]) -> Share | None:
-        """A share that contracts better than formed gradients, for uses of the same parameters in the same roles."""
+    def kept(self, use: Use, c: int) -> int | None:
+        """How many numbers an example with c outputs keeps in :meth:`share`; None where there is no such share.
+
+        ``use`` has cotangents of one output, and its inputs as the call had them.
+        """
         return None
+
+    def share(self, uses: Sequence[Use]) -> Share:
+        """A share in factors, for uses of the same parameters in the same roles."""
+        raise NotImplementedError
 
     @abstractmethod
     def example(self) -> tuple[nn.Module, Tensor]:
@@ -85,12 +104,12 @@ class Decomposition(ABC):
     operations: ClassVar[tuple[Callable[..., Any], ...]]
 
     @abstractmethod
-    def covers(self, *args: Any, **kwargs: Any) -> bool:
-        """Whether a call, with the operation's own signature, can be written out."""
+    def read(self, *args: Any, **kwargs: Any) -> Any | None:
+        """Read a call, with the operation's own signature and parameters as nn.Parameter; None if it is not covered."""
 
     @abstractmethod
-    def write_out(self, *args: Any, **kwargs: Any) -> Any:
-        """The same results by other operations."""
+    def write_out(self, form: Any, *args: Any, **kwargs: Any) -> Any:
+        """The same results by other operations; ``form`` is what :meth:`read` returned."""
 
     @abstractmethod
     def example(self) -> tuple[nn.Module, Tensor]:

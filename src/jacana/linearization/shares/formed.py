@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,16 +15,19 @@ __all__ = ["Formed"]
 
 
 class Formed(Share):
-    """The gradients of one parameter tensor, (n, c, q): J J'ᵀ is one product of matrices."""
+    """The gradients of one parameter tensor, (n, c, q): J J'ᵀ is one product of matrices.
+
+    They are held in the dtype that they were formed in, and cast to that of the contraction a few columns at a time.
+    """
 
     ways: ClassVar[tuple[str, ...]] = ("formed",)
 
-    def __init__(self, place: int, gradients: Float[Tensor, "n c q"]) -> None:
-        super().__init__((place,), gradients.shape[0], gradients.shape[1], gradients.dtype)
-        self._gradients = gradients
+    def __init__(self, place: int, gradients: Float[Tensor, "n c q"], dtype: torch.dtype) -> None:
+        super().__init__((place,), gradients.shape[0], gradients.shape[1], dtype)
+        self.gradients = gradients
 
     def dense(self, place: int) -> Float[Tensor, "nc q"]:
-        return self._gradients.flatten(0, 1)
+        return self.gradients.flatten(0, 1).to(self.dtype)
 
     def accumulate(
         self,
@@ -36,19 +40,22 @@ class Formed(Share):
     ) -> None:
         (place,) = self.places
         if variances[place] > 0.0:
-            add_product(kernel, self.dense(place), other.dense(place), variances[place], symmetric=symmetric)
+            left = self.gradients.flatten(0, 1)
+            right = other.gradients.flatten(0, 1) if isinstance(other, Formed) else other.dense(place)
+            add_product(kernel, left, right, variances[place], symmetric=symmetric)
 
     def arithmetic(self, m: int) -> dict[str, float]:
-        return {"formed": 2.0 * self.n * m * self.c**2 * self._gradients.shape[2]}
+        return {"formed": 2.0 * self.n * m * self.c**2 * self.gradients.shape[2]}
 
     def blocks(self, variances: Sequence[float]) -> Float[Tensor, "n c c"]:
-        return variances[self.places[0]] * (self._gradients @ self._gradients.mT)
+        gradients = self.gradients.to(self.dtype)
+        return variances[self.places[0]] * (gradients @ gradients.mT)
 
     def of_output(self, k: int) -> Formed:
-        return Formed(self.places[0], self._gradients[:, k : k + 1])
+        return Formed(self.places[0], self.gradients[:, k : k + 1], self.dtype)
 
     def folded(self) -> Formed:
-        return Formed(self.places[0], self._gradients.flatten(1).unsqueeze(1))
+        return Formed(self.places[0], self.gradients.flatten(1).unsqueeze(1), self.dtype)
 
     def pull(self, cotangents: Float[Tensor, "nc k"]) -> dict[int, Float[Tensor, "q k"]]:
         (place,) = self.places
@@ -59,4 +66,4 @@ class Formed(Share):
         return self.dense(place) @ tangents[place]
 
     def held(self) -> tuple[Tensor, ...]:
-        return (self._gradients,)
+        return (self.gradients,)

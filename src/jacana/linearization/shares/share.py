@@ -99,10 +99,18 @@ def strips(rows: int) -> Iterator[tuple[int, int]]:
 
 
 def add_product(kernel: Tensor, left: Tensor, right: Tensor, factor: float, *, symmetric: bool) -> None:
-    """Add factor · L Rᵀ to ``kernel`` in place."""
-    for start, stop in strips(len(kernel)) if symmetric else ((0, len(kernel)),):
-        columns = stop if symmetric else kernel.shape[1]
-        kernel[start:stop, :columns].addmm_(left[start:stop], right[:columns].T, alpha=factor)
+    """Add factor · L Rᵀ to ``kernel`` in place, cast to its dtype as many columns at a time as the work space holds."""
+    width = left.shape[1]
+    size = width
+    if left.dtype != kernel.dtype or right.dtype != kernel.dtype:
+        rows = len(left) if right is left else len(left) + len(right)
+        size = max(1, WORK_BYTES // (rows * kernel.element_size()))
+    for first in range(0, width, size):
+        ours = left[:, first : first + size].to(kernel.dtype)
+        theirs = ours if right is left else right[:, first : first + size].to(kernel.dtype)
+        for start, stop in strips(len(kernel)) if symmetric else ((0, len(kernel)),):
+            columns = stop if symmetric else kernel.shape[1]
+            kernel[start:stop, :columns].addmm_(ours[start:stop], theirs[:columns].T, alpha=factor)
 
 
 def add_factored(

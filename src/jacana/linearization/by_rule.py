@@ -1,0 +1,316 @@
+"""Per-example gradients by rules: one forward pass under a watch, and one backward pass for each output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jacana.linearization.layout import Layout, layouts
+from jacana.linearization.rules import Rule, Use
+from jacana.linearization.shares import Absent, Formed, Share, Viewed, Window
+from jacana.linearization.watch import Seen, Source, Watch
+from jacana.networks import Examples, Network
+
+__all__ = ["shares_by_rule"]
+
+
+@dataclass
+class _Operation:
+    """A call that is taken out of the network: where its examples are, and what its backward passes leave."""
+
+    seen: Seen
+    layout: Layout
+    weighted: Use
+    keeps: bool = False
+    cotangents: list[Tensor] = field(default_factory=list)
+    projections: list[Tensor] = field(default_factory=list)
+
+    @property
+    def rule(self) -> Rule:
+        return self.seen.rule
+
+    @property
+    def group(self) -> tuple[Rule, tuple[tuple[str, int], ...]]:
+        """Uses of the same sources in the same roles belong together."""
+        return self.rule, tuple(self.seen.sources.items())
+
+
+def shares_by_rule(network: Network, examples: Examples, allowed: frozenset[int], dtype: torch.dtype) -> list[Share]:
+    """Shares of the allowed parameters that reach the output through operations with rules alone.
+
+    A parameter that also reaches it another way (by an operation without a rule, by one whose examples are not where
+    they were looked for) is left out whole, because shares add over parameters and not over operations.
+    """
+    fixed: frozenset[int] = frozenset()
+    while True:
+        state = network.state()
+        watch = Watch(network.leaves, network.constants(state), len(examples), allowed, fixed)
+        with watch:
+            out, leaves = network.record(examples, state)
+        found = _Pass(network, watch, out, leaves, allowed, dtype)
+        doubtful = found.misread - fixed
+        if not doubtful:
+            return found.shares()
+        fixed |= doubtful  # what was taken for one entry an example has as many entries as there are examples by chance
+
+
+class _Pass:
+    """The backward passes of one recorded forward pass, and the shares that they make."""
+
+    def __init__(
+        self,
+        network: Network,
+        watch: Watch,
+        out: Tensor,
+        leaves: Sequence[Tensor],
+        allowed: frozenset[int],
+        dtype: torch.dtype,
+    ) -> None:
+        self._network, self._leaves, self._allowed, self._dtype = network, leaves, allowed, dtype
+        self._sources = watch.sources
+        self._n, self._c = out.shape
+        self.misread: frozenset[int] = frozenset()
+        self._outside: set[int] = set()
+        self._operations = self._located(out, watch.seen) if out.requires_grad else []
+        self._reach = {number: self._reached(self._sources[number]) for number in self._used(self._operations)}
+        self._operations = [operation for operation in self._operations if self._wanted(operation)]
+        self._plan()
+        self._totals: dict[int, list[Tensor]] = {}
+        for k in range(self._c if self._operations else 0):
+            self._backward(out, k)
+        self._verify(out)
+
+    @staticmethod
+    def _used(operations: Sequence[_Operation]) -> set[int]:
+        return {number for operation in operations for number in operation.seen.sources.values()}
+
+    def _wanted(self, operation: _Operation) -> bool:
+        reached = {leaf for number in operation.seen.sources.values() for leaf in self._reach[number]}
+        return bool((reached & self._allowed) - self._outside)
+
+    def _reached(self, source: Source) -> frozenset[int]:
+        """The parameters that a source is computed from."""
+        if source.leaf is not None:
+            return frozenset({source.leaf})
+        zeros = torch.zeros_like(source.tensor)
+        gradients = torch.autograd.grad(source.tensor, self._leaves, zeros, retain_graph=True, allow_unused=True)
+        return frozenset(place for place, gradient in enumerate(gradients) if gradient is not None)
+
+    def _located(self, out: Tensor, seen: Sequence[Seen]) -> list[_Operation]:
+        """Where the examples are in each tap, by the gradient of weighted outputs there; and which leaves it reaches.
+
+        A layer on (time, examples, features) can have as many times as there are examples, and a network may sort its
+        examples by length: weighting the examples' outputs must weight the entries of each example alike.
+        """
+        n, taps = self._n, [one.tap for one in seen]
+        by_example, by_output = _weights(out)
+        total = out @ by_output
+        gradients = torch.autograd.grad(
+            by_example @ total, [*taps, *self._leaves], retain_graph=True, allow_unused=True
+        )
+        reached = gradients[len(taps) :]
+        self._outside |= {place for place in self._allowed if reached[place] is not None}
+        weighted = [t.new_zeros(t.shape) if g is None else g for g, t in zip(gradients, taps, strict=False)]
+        candidates = [layouts(tuple(one.tap.shape), one.call.dims, n) for one in seen]
+        exact = [[layout for layout in some if layout.repeats == 1] or some for some in candidates]
+        plain: dict[int, Tensor] = {}
+        doubtful = [i for i, some in enumerate(exact) if len(some) > 1]
+        if doubtful:  # one more backward pass tells
+            sums = torch.autograd.grad(
+                total.sum(), [taps[i] for i in doubtful], retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            plain = dict(zip(doubtful, sums, strict=True))
+        operations = []
+        for i, (one, some) in enumerate(zip(seen, candidates, strict=True)):
+            layout = exact[i][0]
+            if i in plain:
+                off = [_mismatch(option, weighted[i], plain[i], by_example) for option in some]
+                layout = some[off.index(min(off))]
+            shapes = {role: self._sources[number].tensor.shape for role, number in one.sources.items()}
+            inputs = tuple(layout.arrange(value, n) for value in one.call.inputs)
+            cotangent = layout.arrange(weighted[i], n).unsqueeze(1)
+            use = Use(one.sources, shapes, inputs, cotangent, one.call.options, self._dtype)
+            operations.append(_Operation(one, layout, use))
+        return operations
+
+    def _plan(self) -> None:
+        """Keep the factors of operations where they are smaller than the gradients that they make, and may be kept.
+
+        They may where every parameter concerned is used by operations of one kind and role: whole, or in disjoint
+        views.
+        """
+        groups: dict[object, list[_Operation]] = {}
+        for operation in self._operations:
+            groups.setdefault(operation.group, []).append(operation)
+        owners: dict[int, set[object]] = {}
+        for key, members in groups.items():
+            for number in members[0].seen.sources.values():
+                owners.setdefault(number, set()).add(key)
+        mixed = {leaf for leaf in self._allowed if not self._is_clean(leaf, owners)} | self._outside
+        size = {number: self._sources[number].tensor.numel() for number in owners}
+        waiting = list(groups.values())
+        settled = False
+        while not settled:
+            settled = True
+            for members in list(waiting):
+                sources = list(members[0].seen.sources.values())
+                touched = {leaf for number in sources for leaf in self._reach[number]}
+                factors = [operation.rule.kept(operation.weighted, self._c) for operation in members]
+                kept = sum(numbers for numbers in factors if numbers is not None)
+                formed = self._c * sum(size[number] for number in sources)
+                if touched & mixed or len(set(sources)) < len(sources) or None in factors or kept > formed:
+                    mixed |= touched
+                    waiting.remove(members)
+                    settled = False
+        for members in waiting:
+            for operation in members:
+                operation.keeps = True
+        for operation in self._operations:
+            operation.weighted = replace(operation.weighted, inputs=operation.rule.prepared(operation.weighted))
+
+    def _is_clean(self, leaf: int, owners: dict[int, set[object]]) -> bool:
+        numbers = [number for number in owners if leaf in self._reach[number]]
+        if any(len(owners[number]) > 1 or self._sources[number].leaf is None for number in numbers):
+            return False
+        windows = [window for number in numbers if (window := self._sources[number].window) is not None]
+        if len(windows) < len(numbers):
+            return len(numbers) == 1
+        return Window.disjoint(windows, self._leaves[leaf].numel())
+
+    def _backward(self, out: Tensor, k: int) -> None:
+        """One output's cotangents, kept or made into gradients at once."""
+        taps = [operation.seen.tap for operation in self._operations]
+        gradients = torch.autograd.grad(
+            out[:, k].sum(), taps, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        pieces: dict[int, Tensor] = {}
+        for operation, gradient in zip(self._operations, gradients, strict=True):
+            cotangent = operation.layout.arrange(gradient, self._n)
+            operation.projections.append(_projected(cotangent))
+            if operation.keeps:
+                operation.cotangents.append(cotangent)
+                continue
+            use = replace(operation.weighted, cotangents=cotangent.unsqueeze(1))
+            for role, number in operation.seen.sources.items():
+                piece = operation.rule.formed(role, use).flatten(1)
+                pieces[number] = pieces[number] + piece if number in pieces else piece
+        for number, piece in pieces.items():
+            self._totals.setdefault(number, []).append(piece)
+
+    def _verify(self, out: Tensor) -> None:
+        """Each example's output must have its cotangents in the entries that the layout says are that example's."""
+        if not self._operations:
+            return
+        by_example, by_output = _weights(out)
+        tolerance = self._network.eps**0.5 / 4.0
+        wrong = []
+        for operation in self._operations:
+            expected = by_example * (torch.stack(operation.projections, 1) @ by_output.to(operation.projections[0]))
+            got = _projected(operation.weighted.cotangents[:, 0])
+            wrong.append(~((got - expected).abs() <= tolerance * expected.abs().max()).all())
+        for operation, is_wrong in zip(self._operations, torch.stack(wrong).tolist(), strict=True):
+            if is_wrong:
+                self._outside |= {leaf for number in operation.seen.sources.values() for leaf in self._reach[number]}
+                if operation.seen.settled is not None:
+                    self.misread |= {operation.seen.settled}
+
+    def shares(self) -> list[Share]:
+        """One share for what is kept together, formed gradients for the rest, nothing for what is not used."""
+        shares, seen = self._kept_shares()
+        for place, gradients in self._formed().items():
+            seen.add(place)
+            if place not in self._outside:
+                shares.append(Formed(place, gradients, self._dtype))
+        sizes = self._network.sizes
+        unused = {place: sizes[place] for place in sorted(self._allowed - seen - self._outside)}
+        if unused:
+            shares.append(Absent(unused, self._n, self._c, self._dtype, self._network.device))
+        return shares
+
+    def _kept_shares(self) -> tuple[list[Share], set[int]]:
+        groups: dict[object, list[_Operation]] = {}
+        for operation in self._operations:
+            if operation.keeps:
+                groups.setdefault(operation.group, []).append(operation)
+        shares: list[Share] = []
+        viewed: dict[int, list[Share]] = {}  # the parts that share parameters, under each of these
+        touched: set[int] = set()
+        for members in groups.values():
+            numbers = list(members[0].seen.sources.values())
+            leaves = {leaf for number in numbers for leaf in self._reach[number]}
+            touched |= leaves
+            uses = [replace(one.weighted, cotangents=torch.stack(one.cotangents, 1)) for one in members]
+            for one in members:
+                one.cotangents.clear()
+            if leaves & self._outside:  # only now seen to be misread
+                continue
+            share = members[0].rule.share(uses)
+            if all(self._sources[number].window is None for number in numbers):
+                shares.append(share)
+                continue
+            together = [share, *(part for leaf in leaves for part in viewed.get(leaf, []))]
+            together = list({id(part): part for part in together}.values())
+            for leaf in {leaf for part in together for number in part.places for leaf in self._reach[number]}:
+                viewed[leaf] = together
+        for parts in {id(parts): parts for parts in viewed.values()}.values():
+            sources: dict[int, tuple[int, Window | None]] = {}
+            for number in (number for part in parts for number in part.places):
+                (leaf,) = self._reach[number]
+                sources[number] = (leaf, self._sources[number].window)
+            sizes = {leaf: self._network.sizes[leaf] for leaf, _ in sources.values()}
+            if self._outside.isdisjoint(sizes):
+                shares.append(Viewed(parts, sources, sizes))
+        return shares, touched
+
+    def _formed(self) -> dict[int, Float[Tensor, "n c q"]]:
+        """The gradients of each parameter that is not kept in factors, through what was computed from it alone."""
+        found: dict[int, Tensor] = {}
+        for number in sorted(self._totals, reverse=True):  # computed tensors before the parameters themselves
+            total = torch.stack(self._totals.pop(number), 1)
+            if number < len(self._leaves):
+                found[number] = found[number] + total if number in found else total
+                continue
+            places = sorted((self._reach[number] & self._allowed) - self._outside)
+            for place, piece in zip(places, self._pulled(self._sources[number].tensor, places, total), strict=True):
+                found[place] = found[place] + piece if place in found else piece
+        return found
+
+    def _pulled(self, tensor: Tensor, places: Sequence[int], total: Float[Tensor, "n c q"]) -> list[Tensor]:
+        """Gradients with respect to a computed tensor, as gradients with respect to the parameters."""
+        leaves = [self._leaves[place] for place in places]
+        rows = total.flatten(0, 1).view(-1, *tensor.shape).to(tensor.dtype)
+
+        def pull(cotangents: Tensor, *, batched: bool) -> tuple[Tensor, ...]:
+            return torch.autograd.grad(tensor, leaves, cotangents, retain_graph=True, is_grads_batched=batched)
+
+        try:
+            pulled = pull(rows, batched=True)
+        except RuntimeError:  # an operation without a batching rule
+            each = [pull(row, batched=False) for row in rows]
+            pulled = tuple(torch.stack(pieces) for pieces in zip(*each, strict=True))
+        return [piece.reshape(*total.shape[:2], -1) for piece in pulled] if leaves else []
+
+
+def _projected(cotangent: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
+    """Each example's entries in one number, by weights without a pattern."""
+    flat = cotangent.reshape(len(cotangent), -1)
+    weights = torch.arange(flat.shape[1], dtype=torch.float32, device=flat.device).mul_(2.399963).cos_()
+    return flat @ weights.to(flat.dtype)
+
+
+def _weights(out: Tensor) -> tuple[Tensor, Tensor]:
+    """One weight an example and one an output, all different."""
+    n, c = out.shape
+    by_example = torch.linspace(1.0, 2.0, n, dtype=out.dtype, device=out.device)
+    return by_example, torch.linspace(1.0, 3.0, c, dtype=out.dtype, device=out.device).square()
+
+
+def _mismatch(layout: Layout, weighted: Tensor, plain: Tensor, by_example: Tensor) -> float:
+    """How far the weighted gradient is from the plain one with each example's entries weighted."""
+    arranged = layout.arrange(plain, len(by_example))
+    expected = arranged * by_example.view(-1, *(1 for _ in arranged.shape[1:]))
+    return float((layout.arrange(weighted, len(by_example)) - expected).abs().max())
