@@ -13,7 +13,7 @@ from torch import Tensor
 from jacana.errors import UnsupportedNetwork
 from jacana.linearization.by_rule import shares_by_rule
 from jacana.linearization.per_example import looped, vectorised
-from jacana.linearization.shares import Formed, Share, add_product
+from jacana.linearization.shares import Formed, Share, add_product, joined
 from jacana.networks import Examples, Network, without_autocast
 
 __all__ = ["Features", "features"]
@@ -34,22 +34,46 @@ def _exact(method: Callable[P, R]) -> Callable[P, R]:
 
 
 class Features:
-    """J of n examples, ready to be contracted."""
+    """J of n examples, ready to be contracted.
 
-    def __init__(self, n: int, c: int, shares: Sequence[Share]) -> None:
-        self.n, self.c = n, c
+    Args:
+        n: examples.
+        c: outputs.
+        shares: together they cover the parameters that are wanted, each once.
+        transient: the bytes that were held while the shares were computed.
+    """
+
+    def __init__(self, n: int, c: int, shares: Sequence[Share], transient: int = 0) -> None:
+        self.n, self.c, self.transient = n, c, transient
         self.shares = tuple(shares)
         self.of = {place: share for share in self.shares for place in share.places}
+
+    @classmethod
+    def joined(cls, blocks: Sequence[Features]) -> Features | None:
+        """The features of the examples of all blocks; None where a network that branches made them differently.
+
+        One share after the other, so that at most one is held twice: what ``blocks`` held is gone afterwards.
+        """
+        if len(blocks) == 1:
+            return blocks[0]
+        if len({tuple(share.places for share in block.shares) for block in blocks}) > 1:
+            return None
+        n, c, waiting = sum(block.n for block in blocks), blocks[0].c, [list(block.shares) for block in blocks]
+        if any(joined([shares[i].first() for shares in waiting]) is None for i in range(len(waiting[0]))):
+            return None
+        for block in blocks:
+            block.shares, block.of = (), {}
+        together = []
+        while waiting[0]:
+            share = joined([shares.pop(0) for shares in waiting])
+            if share is not None:
+                together.append(share)
+        return cls(n, c, together)
 
     @property
     def n_rows(self) -> int:
         """n·c."""
         return self.n * self.c
-
-    @property
-    def nbytes(self) -> int:
-        """The memory held."""
-        return sum(share.nbytes for share in self.shares)
 
     @_exact
     def dense(self) -> Float[Tensor, "nc p"]:
@@ -112,6 +136,8 @@ def features(
     ruled: frozenset[int],
     vectorises: bool,
     dtype: torch.dtype = torch.float64,
+    places: frozenset[int] | None = None,
+    flags: list[Tensor] | None = None,
 ) -> Features:
     """Compute the features of one block of examples, in one forward and a few backward passes.
 
@@ -121,19 +147,29 @@ def features(
         ruled: the parameters that the rules for operations may cover; what no rule covers is formed by autodiff.
         vectorises: form by vmap rather than one example at a time.
         dtype: of the contraction; the network's own numbers are cast to it.
+        places: the parameters that are wanted; by default all.
+        flags: take what came out without a look; what must turn out true is put in here, so that a device need not be
+            waited for.
     """
-    shares = shares_by_rule(network, examples, ruled, dtype) if ruled else []
+    wanted = frozenset(range(len(network.values))) if places is None else places
+    shares: list[Share] = []
+    transient = 0
+    if ruled & wanted:
+        shares, transient = shares_by_rule(network, examples, ruled & wanted, dtype, flags)
     covered = {place for share in shares for place in share.places}
-    rest = [place for place in range(len(network.values)) if place not in covered]
+    rest = sorted(wanted - covered)
     if rest:
         form = vectorised if vectorises else looped
         for place, gradients in zip(rest, form(network, examples, rest), strict=True):
             shares.append(Formed(place, gradients.reshape(*gradients.shape[:2], -1), dtype))
-    for share in shares:
-        if not bool(share.is_finite()):
-            names = ", ".join(repr(network.names[place]) for place in share.places)
-            raise UnsupportedNetwork(
-                f"net: the Jacobian in {names} has NaN or infinite entries on finite inputs (a square "
-                "root or norm at zero?); keep such operations away from their singular points, e.g. (x + 1e-12).sqrt()."
-            )
-    return Features(len(examples), shares[0].c, shares)
+    finite = torch.stack([share.is_finite() for share in shares])
+    if flags is not None:
+        flags.append(finite.all())
+    elif False in finite.tolist():
+        wrong = shares[finite.tolist().index(False)]
+        names = ", ".join(repr(network.names[place]) for place in wrong.places)
+        raise UnsupportedNetwork(
+            f"net: the Jacobian in {names} has NaN or infinite entries on finite inputs (a square "
+            "root or norm at zero?); keep such operations away from their singular points, e.g. (x + 1e-12).sqrt()."
+        )
+    return Features(len(examples), shares[0].c, shares, transient)

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
-from tqdm import tqdm
 
 from jacana.linearization.features import Features
 from jacana.linearization.linearization import Linearization
 from jacana.linearization.memory import budget, require
 from jacana.linearization.prior import Prior
 from jacana.linearization.shares.share import strips
+from jacana.linearization.tiles import Room, partition, tiles
 from jacana.networks import Examples, layer_of
 
 __all__ = ["WHOLE", "View", "contract", "dense_kernel", "diagonal_blocks", "layer_kernels", "pull", "push"]
-
-Block = tuple[int, list[Features]]
-"""Where a block of examples starts, and its features."""
-
 
 @dataclass(frozen=True)
 class View:
@@ -94,11 +90,24 @@ def contract(
     dtype: torch.dtype,
     memory_budget: int | None = None,
     progress: bool = False,
-) -> list[list[Tensor]]:
-    """One kernel for each row of variances (a group of parameters) and each view of the features.
+) -> list[list[Float[Tensor, "nc mc"]]]:
+    """One kernel for each row of ``variances`` and each part of the view, all from the same pass over the network.
+
+    What comes out of the network is looked at once, at the end, so that a device is not waited for block by block. If
+    something was wrong with it, all is computed again with care: then a block's parameters may fall to autodiff.
+
+    Args:
+        lin: the network.
+        x1: n examples.
+        x2: m examples; None for ``x1`` itself, of which only one half is computed.
+        variances: a prior variance a parameter tensor, for each kernel.
+        view: which parts of the features make a kernel each.
+        dtype: of the contraction.
+        memory_budget: bytes for the kernels and everything that is held or computed on the way to them.
+        progress: show a bar if it takes more than a second.
 
     Raises:
-        InsufficientMemory: the kernels alone do not fit.
+        InsufficientMemory: the kernels do not fit, or the gradients of two examples do not fit beside them.
     """
     findings = lin.findings(x1)
     other = x1 if x2 is None else x2
@@ -114,36 +123,44 @@ def contract(
         "do without the matrix: jacana.NTK(lin, x) @ v, WeightSpace() where the parameters are fewer.",
         memory_budget,
     )
-    held = budget(lin.device) if memory_budget is None else memory_budget - size
+    room = budget(lin.device) if memory_budget is None else memory_budget - size
+    groups = partition(findings, room)
+    smallest = findings.passing + 2 * max(sum(findings.held[places] for places in group) for group in groups)
     require(
-        2 * dtype.itemsize * findings.bytes_per_example // 8,
+        smallest,
         lin.device,
         f"the gradients of two examples, {findings.n_outputs} outputs each, beside a kernel of {size / 2**30:.2f} GiB,",
         "use fewer outputs at once, or fewer parameters (parameters=).",
-        None if memory_budget is None else held,
+        None if memory_budget is None else room,
     )
-    kernels = [[torch.zeros(shape, dtype=dtype, device=lin.device) for _ in range(parts)] for _ in variances]
-    left, right = lin.bounds(x1, held=held), lin.bounds(other, held=held)
-    total = len(left) * (len(left) + 1) // 2 if x2 is None else len(left) * len(right)
 
-    def compute(examples: Examples, start: int, stop: int) -> Block:
-        return start, view.parts(lin.features(examples[start:stop], dtype))
+    def compute(flags: list[Tensor] | None) -> list[list[Tensor]]:
+        kernels = [[torch.zeros(shape, dtype=dtype, device=lin.device) for _ in range(parts)] for _ in variances]
+        for group in groups:
+            places = frozenset(place for some in group for place in some)
 
-    tiles = _tiles(compute, x1, x2, left, right, held)
-    with tqdm(total=total, desc="kernel", unit="tile", delay=1.0, leave=False, disable=not progress) as bar:
-        for (i, first), (j, second) in tiles:
-            rows, columns = slice(c * i, c * i + first[0].n_rows), slice(c * j, c * j + second[0].n_rows)
-            alike = x2 is None and i == j
-            for group, of_group in zip(kernels, variances, strict=True):
-                for kernel, ours, theirs in zip(group, first, second, strict=True):
-                    tile = kernel[rows, columns]
-                    ours.accumulate(tile, theirs, of_group, symmetric=alike)
-                    if alike:
-                        _mirror(tile)
-                    elif x2 is None:
-                        kernel[columns, rows] = tile.T
-            bar.update()
-    return kernels
+            def of(examples: Examples, places: frozenset[int] = places) -> Features:
+                return lin.features(examples, dtype, places=places, flags=flags)
+
+            for (i, first), (j, second) in tiles(of, x1, x2, Room.of(lin, x1, group, room), progress=progress):
+                rows, columns = slice(c * i, c * (i + first.n)), slice(c * j, c * (j + second.n))
+                for of_group, of_kernel in zip(kernels, variances, strict=True):
+                    for kernel, ours, theirs in zip(of_group, view.parts(first), view.parts(second), strict=True):
+                        ours.accumulate(kernel[rows, columns], theirs, of_kernel, symmetric=x2 is None and i == j)
+        if x2 is None:
+            for of_group in kernels:
+                for kernel in of_group:
+                    _mirror(kernel)
+        return kernels
+
+    if lin.trusts(x1):
+        flags: list[Tensor] = []
+        kernels = compute(flags)
+        if bool(torch.stack(flags).all()):
+            return kernels
+        del kernels
+        lin.doubt(x1)
+    return compute(None)
 
 
 def _mirror(square: Float[Tensor, "nc nc"]) -> None:
@@ -152,37 +169,3 @@ def _mirror(square: Float[Tensor, "nc nc"]) -> None:
         square[:start, start:stop] = square[start:stop, :start].T
         corner = square[start:stop, start:stop]
         corner.copy_(corner.tril() + corner.tril(-1).T)
-
-
-def _tiles(
-    compute: Callable[[Examples, int, int], Block],
-    x1: Examples,
-    x2: Examples | None,
-    left: list[tuple[int, int]],
-    right: list[tuple[int, int]],
-    allowed: int,
-) -> Iterator[tuple[Block, Block]]:
-    """Pairs of blocks with where they start; as many as ``allowed`` bytes hold are kept, the others computed again.
-
-    With x2 None, each unordered pair comes once.
-    """
-    place = 0
-    while place < len(left):
-        held: list[Block] = []
-        while place < len(left) and (not held or sum(map(_nbytes, held)) + 2 * _nbytes(held[0]) <= allowed):
-            held.append(compute(x1, *left[place]))
-            place += 1
-        if x2 is None:
-            for a, block in enumerate(held):
-                for other in held[a:]:
-                    yield block, other
-            rest = (compute(x1, start, stop) for start, stop in left[place:])
-        else:
-            rest = (compute(x2, start, stop) for start, stop in right)
-        for other in rest:
-            for block in held:
-                yield block, other
-
-
-def _nbytes(block: Block) -> int:
-    return sum(features.nbytes for features in block[1])

@@ -30,6 +30,8 @@ __all__ = ["Linearization", "linearize"]
 
 _BATCH_SIZE = 256
 _BLOCK_BYTES = 2**28
+"""What a block of examples may take. Not a fraction of what is free: the same examples must always make the same
+blocks, because how a network rounds depends on how many examples it is given at once."""
 
 
 def linearize(
@@ -99,6 +101,7 @@ class Linearization:
         self.network = network
         self._batch_size = _valid_batch_size(batch_size) or _BATCH_SIZE
         self._findings: dict[tuple[Any, ...], Findings] = {}
+        self._doubted: set[tuple[Any, ...]] = set()
         self._guard = threading.RLock()
 
     @property
@@ -228,11 +231,23 @@ class Linearization:
 
     def findings(self, examples: Examples) -> Findings:
         """What the probe found for inputs like these; one lone example is probed again when more come."""
-        key = (*examples.kind, examples.shapes, len(examples) > 1)  # a network may branch on shapes
+        key = self._key(examples)
         with self._guard:
             if key not in self._findings:
                 self._findings[key] = probe(self.network, examples)
             return self._findings[key]
+
+    def trusts(self, examples: Examples) -> bool:
+        """Whether blocks of inputs like these have always been what the probe found."""
+        return self._key(examples) not in self._doubted
+
+    def doubt(self, examples: Examples) -> None:
+        """Look at each block of inputs like these from now on."""
+        self._doubted.add(self._key(examples))
+
+    @staticmethod
+    def _key(examples: Examples) -> tuple[Any, ...]:
+        return (*examples.kind, examples.shapes, len(examples) > 1)  # a network may branch on shapes
 
     def blocks(
         self, examples: Examples, *, dtype: torch.dtype = torch.float64, batch_size: int | None = None
@@ -242,21 +257,28 @@ class Linearization:
             yield self.features(examples[start:stop], dtype)
 
     def bounds(
-        self, examples: Examples, batch_size: int | None = None, *, held: int | None = None
+        self, examples: Examples, batch_size: int | None = None, *, room: int = _BLOCK_BYTES
     ) -> list[tuple[int, int]]:
-        """How ``examples`` are cut into blocks, of which ``held`` bytes are to hold several."""
-        findings = self.findings(examples)
-        room = _BLOCK_BYTES if held is None else min(_BLOCK_BYTES, held // 4)
-        size = _valid_batch_size(batch_size) or min(
-            4 * self._batch_size, max(1, room // max(1, findings.bytes_per_example))
-        )
+        """How ``examples`` are cut into blocks that take no more than ``room`` bytes each, or are of one example."""
+        most = min(room, _BLOCK_BYTES) // max(1, self.findings(examples).bytes_per_example)
+        size = _valid_batch_size(batch_size) or max(1, min(4 * self._batch_size, most))
         return [(start, min(start + size, len(examples))) for start in range(0, len(examples), size)]
 
-    def features(self, examples: Examples, dtype: torch.dtype = torch.float64) -> Features:
-        """The features of one block."""
+    def features(
+        self,
+        examples: Examples,
+        dtype: torch.dtype = torch.float64,
+        *,
+        places: frozenset[int] | None = None,
+        flags: list[Tensor] | None = None,
+    ) -> Features:
+        """The features of one block; see :func:`~jacana.linearization.features.features`."""
         findings = self.findings(examples)
         with differentiable():
-            return features(self.network, examples, ruled=findings.ruled, vectorises=findings.vectorises, dtype=dtype)
+            return features(
+                self.network, examples, ruled=findings.ruled, vectorises=findings.vectorises,
+                dtype=dtype, places=places, flags=flags,
+            )  # fmt: skip
 
     def _vjp(self, examples: Examples, cotangents: Tensor, batch_size: int | None) -> Float[Tensor, "p k"]:
         network, total = self.network, None

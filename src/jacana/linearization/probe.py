@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,8 @@ class Findings:
         route: the way to J v.
         ruled: the parameters, by number, of which the rules for operations give the right per-example gradients.
         vectorises: whether vmap does.
-        bytes_per_example: what the features of one example hold.
+        held: the bytes that the features of one example hold, by the parameters of each share.
+        passing: the bytes that computing them takes beside, for one example.
     """
 
     n_outputs: int
@@ -35,7 +37,13 @@ class Findings:
     route: Route
     ruled: frozenset[int]
     vectorises: bool
-    bytes_per_example: int
+    held: Mapping[tuple[int, ...], int]
+    passing: int
+
+    @property
+    def bytes_per_example(self) -> int:
+        """What one example takes while its features are computed, these included."""
+        return self.passing + sum(self.held.values())
 
 
 def probe(network: Network, examples: Examples) -> Findings:
@@ -75,8 +83,33 @@ def probe(network: Network, examples: Examples) -> Findings:
         every = frozenset(range(len(network.values)))
         vectorises = _right_places(network, few, truth, chosen, frozenset(), vectorises=True)[0] == every
         ruled, found = _right_places(network, few, truth, chosen, every, vectorises=vectorises)
-        nbytes = 8 * c * network.n_parameters if found is None else found.nbytes // len(few)
-        return Findings(c, flat, route, ruled, vectorises, nbytes)
+        graph = _graph_bytes(network, few)
+        if found is None:
+            sizes: dict[tuple[int, ...], int] = {(place,): 4 * c * size for place, size in enumerate(network.sizes)}
+            return Findings(c, flat, route, ruled, vectorises, sizes, graph)
+        held = {share.places: share.nbytes // len(few) for share in found.shares}
+        by_autodiff = frozenset(range(len(network.values))) > ruled
+        passing = found.transient // len(few) + (1 + c if by_autodiff and vectorises else 1) * graph
+        return Findings(c, flat, route, ruled, vectorises, held, passing)
+
+
+def _graph_bytes(network: Network, few: Examples) -> int:
+    """What one example's forward pass keeps for the backward pass."""
+    own = {value.untyped_storage().data_ptr() for value in network.values}
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            network.record(few)
+    except RuntimeError:  # torch.func inside the network does not go with hooks
+        return 0
+    return sum(kept.values()) // len(few)
 
 
 def _test_vector(

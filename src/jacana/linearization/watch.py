@@ -145,7 +145,8 @@ class Watch(TorchFunctionMode):
             if call_number in self._fixed:
                 return None
         in_place = _writes(func)
-        if in_place and not layouts(tuple(args[0].shape), call.dims, self._n):
+        # A parameter that is written into has a stand-in of its own, which the tap would be no part of.
+        if in_place and (self._source(args[0]) is not None or not layouts(tuple(args[0].shape), call.dims, self._n)):
             return None
         # A later in-place operation must not reach what is kept.
         own = {id(tensor) for tensor in tensors}
@@ -156,7 +157,7 @@ class Watch(TorchFunctionMode):
         shape = tuple(out.shape)
         if not layouts(shape, call.dims, self._n):
             return None
-        if settled and self._n > 1 and (shape[0] != self._n or 0 not in call.dims):
+        if settled and self._n > 1 and all(shape[dim] != self._n for dim in call.dims):
             return None
         tap = out.new_zeros(()).expand(shape).detach().requires_grad_()
         kept = Call(call.parameters, inputs, call.dims, call.options)

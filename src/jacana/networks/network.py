@@ -89,15 +89,20 @@ class Network:
         return out.unsqueeze(1) if out.ndim == 1 else out
 
     def record(
-        self, examples: Examples, state: dict[str, Tensor] | None = None
+        self, examples: Examples, state: dict[str, Tensor] | None = None, flags: list[Tensor] | None = None
     ) -> tuple[Float[Tensor, "n c"], tuple[Tensor, ...]]:
         """The output at θ0 with its reverse graph, and the leaves that it is differentiated by.
+
+        An output that is not finite is refused, or leaves a False in ``flags`` if these are given.
 
         The leaves are the copy's own parameters: a checkpointed layer runs again during the backward pass, out of
         reach of a functional call.
         """
         out = self._call(self.state() if state is None else state, examples)
-        refuse_infinite(out, examples)
+        if flags is None:
+            refuse_infinite(out, examples)
+        else:
+            flags.append(torch.isfinite(out.detach()).all())
         return (out.unsqueeze(1) if out.ndim == 1 else out), self.leaves
 
     def followed_by(self, output: Output) -> Network:

@@ -67,3 +67,6 @@ class Formed(Share):
 
     def held(self) -> tuple[Tensor, ...]:
         return (self.gradients,)
+
+    def holding(self, tensors: Sequence[Tensor]) -> Formed:
+        return Formed(self.places[0], tensors[0], self.dtype)

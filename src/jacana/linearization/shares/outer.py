@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacana.linearization.shares.share import ELEMENTWISE, WORK_BYTES, Share, add_factored, add_product
+from jacana.linearization.shares.share import ELEMENTWISE, WORK_BYTES, Share, add_factored, add_product, within_work
 
 __all__ = ["Outer"]
 
@@ -96,13 +96,13 @@ class Outer(Share):
             add_product(kernel, left, other.dense(self.bias), of_bias, symmetric=symmetric)
 
     def _factored(self, kernel: Tensor, other: Outer, of_weight: float, of_bias: float, symmetric: bool) -> None:
-        inputs, cotangents = self.activations.to(self.dtype), self.cotangents.to(self.dtype)
+        inputs, cotangents = (within_work(tensor, self.dtype) for tensor in self.held())
         other_inputs, other_cotangents = inputs, cotangents
         if other is not self:
-            other_inputs, other_cotangents = other.activations.to(self.dtype), other.cotangents.to(self.dtype)
+            other_inputs, other_cotangents = (within_work(tensor, self.dtype) for tensor in other.held())
 
         def alike(rows: slice, columns: slice) -> Tensor:
-            left, right = inputs[rows], other_inputs[columns]
+            left, right = inputs[rows].to(self.dtype), other_inputs[columns].to(self.dtype)
             products = left.flatten(0, 1) @ right.flatten(0, 1).T
             return products.mul_(of_weight).add_(of_bias).view(*left.shape[:2], *right.shape[:2])
 
@@ -171,12 +171,18 @@ class Outer(Share):
     def held(self) -> tuple[Tensor, ...]:
         return (self.activations, self.cotangents)
 
+    def holding(self, tensors: Sequence[Tensor]) -> Outer:
+        return Outer(self.weight, self.bias, tensors[0], tensors[1], self.dtype)
+
     def formed_rows(self, start: int, stop: int) -> Float[Tensor, "nc q"]:
         """Rows ``start`` to ``stop`` of the weight's gradients, Σ_t g_t ⊗ a_t."""
-        inputs = self.activations.to(self.dtype)
-        cotangents = self.cotangents[..., start:stop].to(self.dtype)
-        left = cotangents.transpose(2, 3).reshape(self.n, -1, self.positions)
-        return torch.bmm(left, inputs).view(self.n * self.c, -1)
+        inputs, cotangents = self.activations, self.cotangents[..., start:stop].transpose(2, 3).flatten(1, 2)
+        size = max(1, WORK_BYTES // max(1, inputs[0].numel() * self.dtype.itemsize))
+        pieces = [
+            torch.bmm(cotangents[i : i + size].to(self.dtype), inputs[i : i + size].to(self.dtype))
+            for i in range(0, self.n, size)
+        ]
+        return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).view(self.n * self.c, -1)
 
     def _chunks(self, examples: int) -> list[tuple[int, int]]:
         """The weight's rows in chunks whose gradients fit in the work space."""

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["ELEMENTWISE", "WORK_BYTES", "Share", "add_factored", "add_product", "strips"]
+__all__ = ["ELEMENTWISE", "WORK_BYTES", "Share", "add_factored", "add_product", "joined", "strips", "within_work"]
 
 ELEMENTWISE = 32.0
 """Operations of a matrix product in the time of one elementwise step, roughly."""
@@ -22,7 +22,7 @@ ELEMENTWISE = 32.0
 WORK_BYTES = 2**25
 """What a tile or a chunk may take beside the kernel."""
 
-_STRIP_ROWS = 256
+_STRIP_ROWS = (128, 256)
 _STRIPS = 8
 
 
@@ -82,9 +82,18 @@ class Share(ABC):
     def held(self) -> tuple[Tensor, ...]:
         """The tensors that it holds."""
 
+    @abstractmethod
+    def holding(self, tensors: Sequence[Tensor]) -> Share:
+        """The same share with other tensors held, in the order of :meth:`held`: of other examples, or of more."""
+
+    def first(self) -> Share:
+        """The share of the first example alone."""
+        return self.holding([tensor[:1] for tensor in self.held()])
+
     def is_finite(self) -> Tensor:
         """Whether no entry is NaN or infinite, as a boolean on the device."""
-        return torch.stack([torch.isfinite(tensor).all() for tensor in self.held()]).all()
+        extremes = [torch.stack(tensor.aminmax()) for tensor in self.held() if tensor.is_floating_point()]
+        return torch.stack([torch.isfinite(pair).all() for pair in extremes]).all()
 
     @property
     def nbytes(self) -> int:
@@ -92,9 +101,27 @@ class Share(ABC):
         return sum(tensor.nbytes for tensor in self.held())
 
 
+def joined(shares: Sequence[Share]) -> Share | None:
+    """The share of the examples of all; None where they hold different things (a network may branch)."""
+    first, held = shares[0], [share.held() for share in shares]
+    shapes = {tuple(tuple(tensor.shape[1:]) for tensor in tensors) for tensors in held}
+    kinds = {(type(share), share.places, share.c, share.dtype) for share in shares}
+    if len(shapes) > 1 or len(kinds) > 1:
+        return None
+    if len(shares) == 1:
+        return first
+    return first.holding([torch.cat(tensors) for tensors in zip(*held, strict=True)])
+
+
+def within_work(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor`` in another dtype if that fits in the work space; as it is, to be cast in pieces, if not."""
+    return tensor.to(dtype) if tensor.numel() * dtype.itemsize <= WORK_BYTES else tensor
+
+
 def strips(rows: int) -> Iterator[tuple[int, int]]:
     """Horizontal strips of a symmetric matrix: below its diagonal blocks there is little more than half of it."""
-    size = max(_STRIP_ROWS, -(-rows // _STRIPS))
+    least, most = _STRIP_ROWS
+    size = max(least, min(most, -(-rows // _STRIPS)))
     return ((start, min(start + size, rows)) for start in range(0, rows, size))
 
 
@@ -123,7 +150,7 @@ def add_factored(
 ) -> None:
     """Add Σ_{t,s} alike[n,t,m,s] (L[n,k,t]·R[m,l,s]) to ``kernel`` in place, in tiles that fit in the work space."""
     (n, c, t, _), (m, _, s, _) = left.shape, right.shape
-    pair = c * t * c * s * left.element_size()
+    pair = c * t * c * s * kernel.element_size()
     columns_at_once = max(1, min(m, WORK_BYTES // pair))
     rows_at_once = max(1, WORK_BYTES // (columns_at_once * pair))
     if symmetric:
@@ -133,7 +160,7 @@ def add_factored(
         last = stop if symmetric else m
         for first in range(0, last, columns_at_once):
             end = min(first + columns_at_once, last)
-            rows, columns = left[start:stop], right[first:end]
+            rows, columns = left[start:stop].to(kernel.dtype), right[first:end].to(kernel.dtype)
             product = rows.reshape(-1, rows.shape[3]) @ columns.reshape(-1, columns.shape[3]).T
             product = product.view(stop - start, c, t, end - first, c, s)
             product.mul_(alike(slice(start, stop), slice(first, end))[:, None, :, :, None, :])

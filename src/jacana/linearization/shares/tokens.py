@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from jacana.linearization.shares.share import ELEMENTWISE, WORK_BYTES, Share, add_factored, add_product
+from jacana.linearization.shares.share import ELEMENTWISE, WORK_BYTES, Share, add_factored, add_product, within_work
 
 __all__ = ["Tokens"]
 
@@ -64,17 +64,17 @@ class Tokens(Share):
         if not isinstance(other, Tokens):
             add_product(kernel, self.dense(place), other.dense(place), variance, symmetric=symmetric)
             return
-        # Only tokens that occur on both sides meet.
+        counts = self._counts(other.n, other.ids.shape[1])
+        if (way or min(counts, key=counts.__getitem__)) == "factored":
+            self._factored(kernel, other, variance, symmetric)
+            return
+        # Only tokens that occur on both sides meet. How many there are, the device must be asked.
         met, ours = torch.unique(self.ids, return_inverse=True)
         if other is self:
             theirs = ours
         else:
             theirs = torch.searchsorted(met, other.ids).clamp(max=len(met) - 1)
             theirs = torch.where(met[theirs] == other.ids, theirs, len(met))
-        counts = self._counts(other.n, other.ids.shape[1], len(met))
-        if (way or min(counts, key=counts.__getitem__)) == "factored":
-            self._factored(kernel, other, variance, symmetric)
-            return
         d = self.cotangents.shape[3]
         size = max(1, min(d, WORK_BYTES // ((self.n + other.n) * self.c * (len(met) + 1) * self.dtype.itemsize)))
         for start in range(0, d, size):
@@ -89,15 +89,16 @@ class Tokens(Share):
             same = self.ids[rows, :, None, None] == other.ids[None, None, columns]
             return variance * same.to(self.dtype)
 
-        cotangents = self.cotangents.to(self.dtype)
-        other_cotangents = cotangents if other is self else other.cotangents.to(self.dtype)
+        cotangents = within_work(self.cotangents, self.dtype)
+        other_cotangents = cotangents if other is self else within_work(other.cotangents, self.dtype)
         add_factored(kernel, cotangents, other_cotangents, alike, symmetric=symmetric)
 
     def arithmetic(self, m: int) -> dict[str, float]:
-        return self._counts(m, self.ids.shape[1], min(self.rows, self.ids.numel()))
+        return self._counts(m, self.ids.shape[1])
 
-    def _counts(self, m: int, s: int, met: int) -> dict[str, float]:
+    def _counts(self, m: int, s: int) -> dict[str, float]:
         n, c, t, d = self.n, self.c, self.ids.shape[1], self.cotangents.shape[3]
+        met = min(self.rows, self.ids.numel(), m * s)  # at the most
         factored = (2.0 * d + ELEMENTWISE) * n * m * c * c * t * s
         formed = 2.0 * n * m * c * c * (met + 1) * d + ELEMENTWISE * (n + m) * c * (met + 1) * d
         return {"factored": factored, "formed": formed}
@@ -138,6 +139,9 @@ class Tokens(Share):
 
     def held(self) -> tuple[Tensor, ...]:
         return (self.cotangents, self.ids)
+
+    def holding(self, tensors: Sequence[Tensor]) -> Tokens:
+        return Tokens(self.places[0], self.rows, tensors[1], tensors[0], self.dtype)
 
     def scattered(self, ids: Tensor, rows: int, start: int = 0, stop: int | None = None) -> Float[Tensor, "nc q"]:
         cotangents = self.cotangents[..., start:stop].to(self.dtype)

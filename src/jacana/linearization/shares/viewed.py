@@ -132,6 +132,11 @@ class Viewed(Share):
     def held(self) -> tuple[Tensor, ...]:
         return tuple(tensor for part in self.parts for tensor in part.held())
 
+    def holding(self, tensors: Sequence[Tensor]) -> Viewed:
+        remaining = iter(tensors)
+        parts = [part.holding([next(remaining) for _ in part.held()]) for part in self.parts]
+        return Viewed(parts, self._sources, self._sizes)
+
     def _lifted(self, variances: Sequence[float]) -> list[float]:
         lifted = [0.0] * (1 + max(self._sources))
         for source, (leaf, _) in self._sources.items():

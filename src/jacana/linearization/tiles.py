@@ -1,0 +1,88 @@
+"""Tiles: the pairs of sets of examples that a kernel is computed for, within a budget of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from jacana.linearization.features import Features
+from jacana.linearization.linearization import Linearization
+from jacana.linearization.probe import Findings
+from jacana.networks import Examples
+
+__all__ = ["Room", "partition", "tiles"]
+
+Placed = tuple[int, Features]
+"""Where some examples start, and their features."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """How many examples go through the network at once, and of how many the features are held beside these."""
+
+    block: int
+    slab: int
+
+    @classmethod
+    def of(cls, lin: Linearization, examples: Examples, group: Sequence[tuple[int, ...]], room: int) -> Room:
+        """What fits in ``room`` bytes, for the shares of the parameters in ``group``."""
+        findings = lin.findings(examples)
+        held = [max(1, findings.held[places]) for places in group]
+        (_, block), *_ = lin.bounds(examples, room=room // 4)
+        left = room - block * (findings.passing + sum(held))
+        # One share after the other is joined from its blocks: the largest is there twice for a moment.
+        return cls(block, max(1, left // (sum(held) + max(held))))
+
+
+def partition(findings: Findings, room: int) -> list[list[tuple[int, ...]]]:
+    """The shares in as few groups as fit: of a group, two examples' features are held while one goes through."""
+    most = max(0, room - findings.passing) // 2
+    groups: list[list[tuple[int, ...]]] = []
+    filled = 0
+    for places, nbytes in findings.held.items():
+        if not groups or filled + nbytes > most:
+            groups.append([])
+            filled = 0
+        groups[-1].append(places)
+        filled += nbytes
+    return groups
+
+
+def tiles(
+    features: Callable[[Examples], Features], x1: Examples, x2: Examples | None, room: Room, *, progress: bool
+) -> Iterator[tuple[Placed, Placed]]:
+    """Every pair of an example of ``x1`` with one of ``x2`` once; with x2 None, each unordered pair.
+
+    A slab of the first is held, the second go past it block by block; then the next slab. With x2 None the one that
+    comes later in the data is yielded first: below the diagonal of the kernel.
+    """
+    slabs = _cut(0, len(x1), room.slab)
+    passing = [_cut(stop, len(x1), room.block) if x2 is None else _cut(0, len(x2), room.block) for _, stop in slabs]
+    blocks = sum(len(_cut(start, stop, room.block)) for start, stop in slabs) + sum(map(len, passing))
+    with tqdm(total=blocks, desc="kernel", unit="block", delay=1.0, leave=False, disable=not progress) as bar:
+
+        def computed(examples: Examples, span: tuple[int, int]) -> Placed:
+            found = features(examples[span[0] : span[1]])
+            bar.update()
+            return span[0], found
+
+        for (start, stop), others in zip(slabs, passing, strict=True):
+            slab = _slab([computed(x1, span) for span in _cut(start, stop, room.block)])
+            if x2 is None:
+                for place, one in enumerate(slab):
+                    yield from ((one, earlier) for earlier in slab[: place + 1])
+            for span in others:
+                block = computed(x1 if x2 is None else x2, span)
+                yield from ((block, one) if x2 is None else (one, block) for one in slab)
+
+
+def _slab(blocks: list[Placed]) -> list[Placed]:
+    """The blocks as one, where they can be joined."""
+    together = Features.joined([features for _, features in blocks])
+    return blocks if together is None else [(blocks[0][0], together)]
+
+
+def _cut(start: int, stop: int, size: int) -> list[tuple[int, int]]:
+    return [(low, min(low + size, stop)) for low in range(start, stop, size)]
