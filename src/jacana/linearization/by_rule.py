@@ -269,7 +269,7 @@ class _Pass:
             numbers = list(members[0].seen.sources.values())
             leaves = {leaf for number in numbers for leaf in self._reach[number]}
             touched |= leaves
-            uses = [replace(one.weighted, cotangents=torch.stack(one.cotangents, 1)) for one in members]
+            uses = [replace(one.weighted, cotangents=_side_by_side(one.cotangents)) for one in members]
             for one in members:
                 one.cotangents.clear()
             if leaves & self._outside:  # only now seen to be misread
@@ -296,7 +296,7 @@ class _Pass:
         """The gradients of each parameter that is not kept in factors, through what was computed from it alone."""
         found: dict[int, Tensor] = {}
         for number in sorted(self._totals, reverse=True):  # computed tensors before the parameters themselves
-            total = torch.stack(self._totals.pop(number), 1)
+            total = _side_by_side(self._totals.pop(number))
             if number < len(self._leaves):
                 found[number] = found[number] + total if number in found else total
                 continue
@@ -319,6 +319,10 @@ class _Pass:
             each = [pull(row, batched=False) for row in rows]
             pulled = tuple(torch.stack(pieces) for pieces in zip(*each, strict=True))
         return [piece.reshape(*total.shape[:2], -1) for piece in pulled] if leaves else []
+
+
+def _side_by_side(outputs: list[Tensor]) -> Float[Tensor, "n c ..."]:
+    return outputs[0].unsqueeze(1) if len(outputs) == 1 else torch.stack(outputs, 1)
 
 
 def _projected(cotangent: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:

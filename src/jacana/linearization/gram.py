@@ -14,7 +14,6 @@ from jacana.errors import InvalidData, InvalidOption
 from jacana.linearization.features import Features
 from jacana.linearization.kernel import WHOLE, View, contract
 from jacana.linearization.linearization import Linearization, linearize
-from jacana.linearization.memory import budget
 from jacana.linearization.prior import Prior, PriorStd
 from jacana.networks import Data, Examples
 
@@ -170,8 +169,7 @@ class _Ask:
 
     def over_blocks(self, of_block: Callable[[Features, list[float]], Tensor]) -> list[Tensor]:
         found: list[list[Tensor]] = [[] for _ in self.variances]
-        room = budget(self.lin.device) if self.memory_budget is None else self.memory_budget
-        for start, stop in self.lin.bounds(self.x1, room=room):
+        for start, stop in self.lin.bounds(self.x1, room=self.memory_budget):
             block = self.lin.features(self.x1[start:stop], self.dtype)
             for parts, of_group in zip(found, self.variances, strict=True):
                 parts.append(of_block(block, of_group))

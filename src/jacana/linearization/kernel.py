@@ -123,15 +123,15 @@ def contract(
         "do without the matrix: jacana.NTK(lin, x) @ v, WeightSpace() where the parameters are fewer.",
         memory_budget,
     )
-    room = budget(lin.device) if memory_budget is None else memory_budget - size
-    groups = partition(findings, room)
+    room = None if memory_budget is None else memory_budget - size
+    groups = partition(findings, budget(lin.device) if room is None else room)
     smallest = findings.passing + 2 * max(sum(findings.held[places] for places in group) for group in groups)
     require(
         smallest,
         lin.device,
         f"the gradients of two examples, {findings.n_outputs} outputs each, beside a kernel of {size / 2**30:.2f} GiB,",
         "use fewer outputs at once, or fewer parameters (parameters=).",
-        None if memory_budget is None else room,
+        room,
     )
 
     def compute(flags: list[Tensor] | None) -> list[list[Tensor]]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from jacana.errors import InvalidData, InvalidOption
 from jacana.linearization.features import Features, features
+from jacana.linearization.memory import budget
 from jacana.linearization.probe import Findings, probe
 from jacana.networks import (
     Data,
@@ -29,9 +30,8 @@ from jacana.networks import (
 __all__ = ["Linearization", "linearize"]
 
 _BATCH_SIZE = 256
-_BLOCK_BYTES = 2**28
-"""What a block of examples may take. Not a fraction of what is free: the same examples must always make the same
-blocks, because how a network rounds depends on how many examples it is given at once."""
+_BLOCK_BYTES = 2**29
+"""What a block of examples may take, where that much is free."""
 
 
 def linearize(
@@ -102,6 +102,7 @@ class Linearization:
         self._batch_size = _valid_batch_size(batch_size) or _BATCH_SIZE
         self._findings: dict[tuple[Any, ...], Findings] = {}
         self._doubted: set[tuple[Any, ...]] = set()
+        self._room: int | None = None
         self._guard = threading.RLock()
 
     @property
@@ -257,10 +258,18 @@ class Linearization:
             yield self.features(examples[start:stop], dtype)
 
     def bounds(
-        self, examples: Examples, batch_size: int | None = None, *, room: int = _BLOCK_BYTES
+        self, examples: Examples, batch_size: int | None = None, *, room: int | None = None
     ) -> list[tuple[int, int]]:
-        """How ``examples`` are cut into blocks that take no more than ``room`` bytes each, or are of one example."""
-        most = min(room, _BLOCK_BYTES) // max(1, self.findings(examples).bytes_per_example)
+        """How ``examples`` are cut into blocks that take no more than ``room`` bytes each, or are of one example.
+
+        By default always in the same way: how a network rounds depends on how many examples it is given at once, and
+        weights that a kernel gave are multiplied with the very numbers that it was made of.
+        """
+        if self._room is None:
+            self._room = min(_BLOCK_BYTES, budget(self.device) // 4)
+        most = min(_BLOCK_BYTES, self._room if room is None else room) // max(
+            1, self.findings(examples).bytes_per_example
+        )
         size = _valid_batch_size(batch_size) or max(1, min(4 * self._batch_size, most))
         return [(start, min(start + size, len(examples))) for start in range(0, len(examples), size)]
 

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from jacana.linearization.features import Features
 from jacana.linearization.linearization import Linearization
+from jacana.linearization.memory import budget
 from jacana.linearization.probe import Findings
 from jacana.networks import Examples
 
@@ -26,11 +27,12 @@ class Room:
     slab: int
 
     @classmethod
-    def of(cls, lin: Linearization, examples: Examples, group: Sequence[tuple[int, ...]], room: int) -> Room:
-        """What fits in ``room`` bytes, for the shares of the parameters in ``group``."""
+    def of(cls, lin: Linearization, examples: Examples, group: Sequence[tuple[int, ...]], given: int | None) -> Room:
+        """What fits in the bytes that are given, or by default in what is free, for the parameters in ``group``."""
         findings = lin.findings(examples)
         held = [max(1, findings.held[places]) for places in group]
-        (_, block), *_ = lin.bounds(examples, room=room // 4)
+        (_, block), *_ = lin.bounds(examples, room=None if given is None else given // 4)
+        room = budget(lin.device) if given is None else given
         left = room - block * (findings.passing + sum(held))
         # One share after the other is joined from its blocks: the largest is there twice for a moment.
         return cls(block, max(1, left // (sum(held) + max(held))))

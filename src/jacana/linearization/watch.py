@@ -132,7 +132,7 @@ class Watch(TorchFunctionMode):
         plain, named = _mapped(args, self._stand_in), _mapped(kwargs, self._stand_in)
         with torch.set_grad_enabled(self._graph):
             call = rule.read(*plain, **named)
-        if call is None:
+        if call is None or any(tensor.is_complex() for tensor in tensors):  # rules are for real numbers
             return None
         read = {role: self._stands_for.get(id(value)) for role, value in call.parameters.items()}
         sources = {role: number for role, number in read.items() if number is not None}
@@ -192,7 +192,7 @@ class Watch(TorchFunctionMode):
         """The number of a settled tensor with a gradient."""
         if id(tensor) in self._number:
             return self._number[id(tensor)]
-        if not tensor.requires_grad or id(tensor) not in self._settled:
+        if tensor.grad_fn is None or id(tensor) not in self._settled:  # a view made under no_grad has none
             return None
         found = self._viewed(tensor)
         if found is None:

@@ -119,7 +119,7 @@ class Decomposition(ABC):
 def unbroadcast(tensor: Float[Tensor, "n c ..."], shape: Sequence[int]) -> Float[Tensor, "n c ..."]:
     """Sum what broadcasting repeated: (n, c, *shape)."""
     extra = tensor.ndim - 2 - len(shape)
-    if extra:
-        tensor = tensor.sum(tuple(range(2, 2 + extra)))
-    repeated = [2 + i for i, size in enumerate(shape) if size == 1 and tensor.shape[2 + i] != 1]
-    return tensor.sum(repeated, keepdim=True) if repeated else tensor
+    sizes = tensor.shape[2 + extra :]
+    stretched = [2 + extra + i for i, size in enumerate(shape) if size == 1 and sizes[i] != 1]
+    dims = [*range(2, 2 + extra), *stretched]
+    return tensor.sum(dims).reshape(*tensor.shape[:2], *shape) if dims else tensor
