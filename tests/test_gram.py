@@ -181,7 +181,7 @@ def test_each_way_to_contract_is_the_oracle(rule, dtype):
     columns = np.split(np.arange(J.shape[1]), np.cumsum(lin.network.sizes)[:-1])
     for share in left.shares:
         other = right.of[share.places[0]]
-        assert set(share.arithmetic(3)) == set(share.ways)
+        assert set(share.arithmetic(3, 3)) == set(share.ways)
         which = np.concatenate([columns[place] for place in share.places])
         scale = (np.abs(J[:, which]) @ np.abs(J[:, which]).T).max()
         variances = [1.0] * len(lin.names)
@@ -245,12 +245,12 @@ def test_the_cheaper_way_is_taken():
     """One position of a wide operation is factored, several of a narrower one formed from its factors, many at once."""
     wide = jacana.linearize(nn.Linear(200, 200))
     (share,) = wide.features(wide.examples(torch.randn(4, 200))).shares
-    counts = share.arithmetic(4)
+    counts = share.arithmetic(4, 4)
     assert counts["factored"] < counts["formed"]
     net = nn.Sequential(nn.Linear(60, 60), nn.Flatten(), nn.Linear(1200, 2))
     several = jacana.linearize(net, parameters="0")
     (share,) = several.features(several.examples(torch.randn(4, 20, 60))).shares
-    counts = share.arithmetic(4)
+    counts = share.arithmetic(4, 4)
     assert counts["formed"] < counts["factored"]
     net = nn.Sequential(nn.Linear(3, 4), nn.Flatten(), nn.Linear(400, 2))
     narrow = jacana.linearize(net, parameters="0")

@@ -18,6 +18,7 @@ from jacana.estimators import NTKRegressor as NTKRegressor
 from jacana.evidence import maximize_evidence as maximize_evidence
 from jacana.likelihoods import Gaussian as Gaussian
 from jacana.linearization import Linearization as Linearization
+from jacana.linearization import explain as explain
 from jacana.linearization import gram as gram
 from jacana.linearization import linearize as linearize
 from jacana.operators import NTK as NTK
@@ -44,6 +45,7 @@ __all__ = [
     "TangentGP",
     "WeightSpace",
     "errors",
+    "explain",
     "gram",
     "linearize",
     "maximize_evidence",

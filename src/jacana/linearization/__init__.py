@@ -1,5 +1,7 @@
 """Linearization: exact products with the Jacobian at θ0, and the kernel that is made of it."""
 
+from jacana.linearization.explain import Explanation as Explanation
+from jacana.linearization.explain import explain as explain
 from jacana.linearization.gram import gram as gram
 from jacana.linearization.kernel import dense_kernel as dense_kernel
 from jacana.linearization.kernel import diagonal_blocks as diagonal_blocks

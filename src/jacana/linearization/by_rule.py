@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -250,11 +251,11 @@ class _Pass:
         for place, gradients in self._formed().items():
             seen.add(place)
             if place not in self._outside:
-                shares.append(Formed(place, gradients, self._dtype))
+                shares.append(self._named(Formed(place, gradients, self._dtype)))
         sizes = self._network.sizes
         unused = {place: sizes[place] for place in sorted(self._allowed - seen - self._outside)}
         if unused:
-            shares.append(Absent(unused, self._n, self._c, self._dtype, self._network.device))
+            shares.append(self._named(Absent(unused, self._n, self._c, self._dtype, self._network.device)))
         return shares
 
     def _kept_shares(self) -> tuple[list[Share], set[int]]:
@@ -276,7 +277,7 @@ class _Pass:
                 continue
             share = members[0].rule.share(uses)
             if all(self._sources[number].window is None for number in numbers):
-                shares.append(share)
+                shares.append(self._named(share))
                 continue
             together = [share, *(part for leaf in leaves for part in viewed.get(leaf, []))]
             together = list({id(part): part for part in together}.values())
@@ -289,8 +290,18 @@ class _Pass:
                 sources[number] = (leaf, self._sources[number].window)
             sizes = {leaf: self._network.sizes[leaf] for leaf, _ in sources.values()}
             if self._outside.isdisjoint(sizes):
-                shares.append(Viewed(parts, sources, sizes))
+                shares.append(self._named(Viewed(parts, sources, sizes)))
         return shares, touched
+
+    def _named(self, share: Share) -> Share:
+        """Say which operations a share comes from, and how often they come."""
+        uses = Counter(
+            operation.rule.name
+            for operation in self._operations
+            if any(not self._reach[number].isdisjoint(share.places) for number in operation.seen.sources.values())
+        )
+        share.origin = ", ".join(f"{name} x {times}" if times > 1 else name for name, times in sorted(uses.items()))
+        return share
 
     def _formed(self) -> dict[int, Float[Tensor, "n c q"]]:
         """The gradients of each parameter that is not kept in factors, through what was computed from it alone."""

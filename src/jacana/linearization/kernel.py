@@ -19,6 +19,7 @@ from jacana.networks import Examples, layer_of
 
 __all__ = ["WHOLE", "View", "contract", "dense_kernel", "diagonal_blocks", "layer_kernels", "pull", "push"]
 
+
 @dataclass(frozen=True)
 class View:
     """What of the features the kernels are made of: ``count(c)`` parts with ``rows(c)`` rows an example each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,11 @@ class Rule(ABC):
     """
 
     operations: ClassVar[tuple[Callable[..., Any], ...]]
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(self).__name__).lower()
 
     @abstractmethod
     def read(self, *args: Any, **kwargs: Any) -> Call | None:

@@ -17,7 +17,7 @@ __all__ = ["Absent"]
 class Absent(Share):
     """J_θ = 0, with no memory and no work."""
 
-    ways: ClassVar[tuple[str, ...]] = ("nothing",)
+    ways: ClassVar[tuple[str, ...]] = ("none",)
 
     def __init__(self, sizes: Mapping[int, int], n: int, c: int, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(sorted(sizes), n, c, dtype)
@@ -37,8 +37,8 @@ class Absent(Share):
     ) -> None:
         """Nothing to add."""
 
-    def arithmetic(self, m: int) -> dict[str, float]:
-        return {"nothing": 0.0}
+    def arithmetic(self, n: int, m: int) -> dict[str, float]:
+        return {"none": 0.0}
 
     def blocks(self, variances: Sequence[float]) -> Float[Tensor, "n c c"]:
         return self._zero.expand(self.n, self.c, self.c)

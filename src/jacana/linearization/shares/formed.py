@@ -44,8 +44,8 @@ class Formed(Share):
             right = other.gradients.flatten(0, 1) if isinstance(other, Formed) else other.dense(place)
             add_product(kernel, left, right, variances[place], symmetric=symmetric)
 
-    def arithmetic(self, m: int) -> dict[str, float]:
-        return {"formed": 2.0 * self.n * m * self.c**2 * self.gradients.shape[2]}
+    def arithmetic(self, n: int, m: int) -> dict[str, float]:
+        return {"formed": 2.0 * n * m * self.c**2 * self.gradients.shape[2]}
 
     def blocks(self, variances: Sequence[float]) -> Float[Tensor, "n c c"]:
         gradients = self.gradients.to(self.dtype)

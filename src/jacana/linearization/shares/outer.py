@@ -83,7 +83,7 @@ class Outer(Share):
                     right = left if other is self else other.dense(place)
                     add_product(kernel, left, right, variances[place], symmetric=symmetric)
             return
-        counts = self._counts(other.n, other.positions)
+        counts = self._counts(self.n, other.n, other.positions)
         if (way or min(counts, key=counts.__getitem__)) == "factored":
             self._factored(kernel, other, of_weight, of_bias, symmetric)
             return
@@ -108,12 +108,12 @@ class Outer(Share):
 
         add_factored(kernel, cotangents, other_cotangents, alike, symmetric=symmetric)
 
-    def arithmetic(self, m: int) -> dict[str, float]:
-        return self._counts(m, self.positions)
+    def arithmetic(self, n: int, m: int) -> dict[str, float]:
+        return self._counts(n, m, self.positions)
 
-    def _counts(self, m: int, s: int) -> dict[str, float]:
+    def _counts(self, n: int, m: int, s: int) -> dict[str, float]:
         a, g = self._widths
-        n, c, t = self.n, self.c, self.positions
+        c, t = self.c, self.positions
         factored = 2.0 * n * t * m * s * a + (2.0 * g + ELEMENTWISE) * n * m * c * c * t * s
         formed = 2.0 * (n * t + m * s) * c * a * g + 2.0 * n * m * c * c * a * g
         return {"factored": factored, "formed": formed}

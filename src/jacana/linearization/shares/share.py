@@ -29,7 +29,8 @@ _STRIPS = 8
 class Share(ABC):
     """Rows (n·c) are function values, columns the entries of the parameter tensors numbered ``places``.
 
-    ``ways`` are the ways to contract it, the counts of arithmetic in :meth:`arithmetic` decide between them.
+    ``ways`` are the ways to contract it, the counts of arithmetic in :meth:`arithmetic` decide between them; ``origin``
+    names the operations that it comes from.
     """
 
     ways: ClassVar[tuple[str, ...]]
@@ -37,6 +38,7 @@ class Share(ABC):
     def __init__(self, places: Sequence[int], n: int, c: int, dtype: torch.dtype) -> None:
         self.places = tuple(places)
         self.n, self.c, self.dtype = n, c, dtype
+        self.origin = "autodiff"
 
     @abstractmethod
     def dense(self, place: int) -> Float[Tensor, "nc q"]:
@@ -55,8 +57,8 @@ class Share(ABC):
         """Add Σ_θ variances[θ] · J_θ J'_θᵀ to ``kernel`` in place; only below the diagonal blocks if ``symmetric``."""
 
     @abstractmethod
-    def arithmetic(self, m: int) -> dict[str, float]:
-        """Operations of each way to contract with m examples, elementwise work at what it costs in multiplications."""
+    def arithmetic(self, n: int, m: int) -> dict[str, float]:
+        """Operations of each way to contract n such examples with m; an elementwise step counts :data:`ELEMENTWISE`."""
 
     @abstractmethod
     def blocks(self, variances: Sequence[float]) -> Float[Tensor, "n c c"]:

@@ -64,7 +64,7 @@ class Tokens(Share):
         if not isinstance(other, Tokens):
             add_product(kernel, self.dense(place), other.dense(place), variance, symmetric=symmetric)
             return
-        counts = self._counts(other.n, other.ids.shape[1])
+        counts = self._counts(self.n, other.n, other.ids.shape[1])
         if (way or min(counts, key=counts.__getitem__)) == "factored":
             self._factored(kernel, other, variance, symmetric)
             return
@@ -93,12 +93,12 @@ class Tokens(Share):
         other_cotangents = cotangents if other is self else within_work(other.cotangents, self.dtype)
         add_factored(kernel, cotangents, other_cotangents, alike, symmetric=symmetric)
 
-    def arithmetic(self, m: int) -> dict[str, float]:
-        return self._counts(m, self.ids.shape[1])
+    def arithmetic(self, n: int, m: int) -> dict[str, float]:
+        return self._counts(n, m, self.ids.shape[1])
 
-    def _counts(self, m: int, s: int) -> dict[str, float]:
-        n, c, t, d = self.n, self.c, self.ids.shape[1], self.cotangents.shape[3]
-        met = min(self.rows, self.ids.numel(), m * s)  # at the most
+    def _counts(self, n: int, m: int, s: int) -> dict[str, float]:
+        c, t, d = self.c, self.ids.shape[1], self.cotangents.shape[3]
+        met = min(self.rows, n * t, m * s)  # at the most
         factored = (2.0 * d + ELEMENTWISE) * n * m * c * c * t * s
         formed = 2.0 * n * m * c * c * (met + 1) * d + ELEMENTWISE * (n + m) * c * (met + 1) * d
         return {"factored": factored, "formed": formed}

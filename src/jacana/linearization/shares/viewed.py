@@ -63,7 +63,7 @@ class Viewed(Share):
     What is in no view has no gradient; the views are disjoint, so that their shares add.
     """
 
-    ways: ClassVar[tuple[str, ...]] = ("parts",)
+    ways: ClassVar[tuple[str, ...]] = ("in parts",)
 
     def __init__(
         self, parts: Sequence[Share], sources: Mapping[int, tuple[int, Window | None]], sizes: Mapping[int, int]
@@ -97,8 +97,8 @@ class Viewed(Share):
             if variances[place] > 0.0:
                 add_product(kernel, self.dense(place), other.dense(place), variances[place], symmetric=symmetric)
 
-    def arithmetic(self, m: int) -> dict[str, float]:
-        return {"parts": sum(min(part.arithmetic(m).values()) for part in self.parts)}
+    def arithmetic(self, n: int, m: int) -> dict[str, float]:
+        return {"in parts": sum(min(part.arithmetic(n, m).values()) for part in self.parts)}
 
     def blocks(self, variances: Sequence[float]) -> Float[Tensor, "n c c"]:
         return torch.stack([part.blocks(self._lifted(variances)) for part in self.parts]).sum(0)
