@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,19 +14,21 @@ from torch import Tensor
 from jacana.linearization.layout import Layout, layouts
 from jacana.linearization.rules import Rule, Use
 from jacana.linearization.shares import Absent, Formed, Share, Viewed, Window
-from jacana.linearization.watch import Seen, Source, Watch
+from jacana.linearization.watch import Recomputation, Seen, Source, Watch
 from jacana.networks import Examples, Network
 
-__all__ = ["shares_by_rule"]
+__all__ = ["shares_by_rule", "shares_with_graph"]
 
 
 @dataclass
 class _Operation:
     """A call that is taken out of the network: where its examples are, and what its backward passes leave."""
 
+    place: int
     seen: Seen
     layout: Layout
     weighted: Use
+    projector: Tensor
     keeps: bool = False
     cotangents: list[Tensor] = field(default_factory=list)
     projections: list[Tensor] = field(default_factory=list)
@@ -62,21 +65,65 @@ def shares_by_rule(
     Returns:
         The shares, and the bytes that it took to compute them beside the network's own graph.
     """
+    found = _passed(network, examples, allowed, dtype, flags)
+    return found.shares(), found.transient
+
+
+def shares_with_graph(
+    network: Network,
+    examples: Examples,
+    allowed: frozenset[int],
+    dtype: torch.dtype,
+    values: Sequence[Tensor],
+    *,
+    of_values: bool,
+) -> list[Share]:
+    """The same, with the graph that leads to the examples and, if ``of_values``, to the parameters' ``values``.
+
+    What operations there are, and where they have the examples, is found out by a plain pass at θ0 first.
+    """
+    plain = _passed(network, examples.detached(), allowed, dtype)
+    state = network.state(values)
+    watch = Watch(
+        values, network.constants(state), len(examples), allowed, plain.fixed, graph=True, of_sources=of_values
+    )
+    with watch:
+        out, _ = network.record(examples, state)
+    return _Pass(network, watch, out, values, allowed, dtype, after=plain).shares()
+
+
+def _passed(
+    network: Network,
+    examples: Examples,
+    allowed: frozenset[int],
+    dtype: torch.dtype,
+    flags: list[Tensor] | None = None,
+) -> _Pass:
     fixed: frozenset[int] = frozenset()
     while True:
         state = network.state()
         watch = Watch(network.leaves, network.constants(state), len(examples), allowed, fixed)
         with watch:
             out, leaves = network.record(examples, state, flags)
-        found = _Pass(network, watch, out, leaves, allowed, dtype, flags)
-        doubtful = found.misread - fixed
-        if not doubtful:
-            return found.shares(), found.transient
-        fixed |= doubtful  # what was taken for one entry an example has as many entries as there are examples by chance
+        found = _Pass(network, watch, out, leaves, allowed, dtype, flags=flags)
+        if found.misread <= fixed:
+            return found
+        fixed |= found.misread  # what was taken for an entry an example has as many entries by chance
 
 
 class _Pass:
-    """The backward passes of one recorded forward pass, and the shares that they make."""
+    """The backward passes of one recorded forward pass, and the shares that they make.
+
+    Args:
+        network: the network.
+        watch: what saw the forward pass.
+        out: its output.
+        leaves: the parameters in it.
+        allowed: those that may be covered.
+        dtype: of the contraction.
+        flags: where to put what must turn out true, rather than to look at it.
+        after: an earlier pass of the same examples; what it found out is taken over, and the graph is kept.
+    """
 
     def __init__(
         self,
@@ -86,21 +133,28 @@ class _Pass:
         leaves: Sequence[Tensor],
         allowed: frozenset[int],
         dtype: torch.dtype,
-        flags: list[Tensor] | None,
+        *,
+        flags: list[Tensor] | None = None,
+        after: _Pass | None = None,
     ) -> None:
         self._network, self._leaves, self._allowed, self._dtype = network, leaves, allowed, dtype
-        self._sources = watch.sources
+        self._sources, self.fixed, self._graph = watch.sources, watch.fixed, after is not None
         self._n, self._c = out.shape
         self.misread: frozenset[int] = frozenset()
         self._outside: set[int] = set()
-        self._operations = self._located(out, watch.seen) if out.requires_grad else []
-        self._reach = {number: self._reached(self._sources[number]) for number in self._used(self._operations)}
-        self._operations = [operation for operation in self._operations if self._wanted(operation)]
-        self._plan()
+        if after is None:
+            self._operations = self._located(out, watch.seen) if out.requires_grad else []
+            self._reach = {number: self._reached(self._sources[number]) for number in self._used(self._operations)}
+            self._operations = [operation for operation in self._operations if self._wanted(operation)]
+            self._plan()
+        else:
+            self._outside, self._reach = after._outside, after._reach  # noqa: SLF001
+            self._operations = [self._again(operation, watch.seen) for operation in after._operations]  # noqa: SLF001
         self._totals: dict[int, list[Tensor]] = {}
         for k in range(self._c if self._operations else 0):
             self._backward(out, k)
-        self._verify(out, flags)
+        if after is None:
+            self._verify(out, flags)
 
     @property
     def transient(self) -> int:
@@ -133,9 +187,10 @@ class _Pass:
         n, taps = self._n, [one.tap for one in seen]
         by_example, by_output = _weights(out)
         total = out @ by_output
-        gradients = torch.autograd.grad(
-            by_example @ total, [*taps, *self._leaves], retain_graph=True, allow_unused=True
-        )
+        gradients = self._gradients_of(by_example @ total, [*taps, *self._leaves])
+        if gradients is None:
+            self._outside |= self._allowed
+            return []
         reached = gradients[len(taps) :]
         self._outside |= {place for place in self._allowed if reached[place] is not None}
         weighted = [t.new_zeros(t.shape) if g is None else g for g, t in zip(gradients, taps, strict=False)]
@@ -158,8 +213,27 @@ class _Pass:
             inputs = tuple(layout.arrange(value, n) for value in one.call.inputs)
             cotangent = layout.arrange(weighted[i], n).unsqueeze(1)
             use = Use(one.sources, shapes, inputs, cotangent, one.call.options, self._dtype)
-            operations.append(_Operation(one, layout, use))
+            operations.append(_Operation(i, one, layout, use, _projector(cotangent)))
         return operations
+
+    def _gradients_of(self, total: Tensor, inputs: Sequence[Tensor]) -> Sequence[Tensor | None] | None:
+        """The gradients, None of what is not reached; None at all where layers run again, now without their taps."""
+        gradients: Sequence[Tensor | None] | None = None
+        with Recomputation(self._network.module) as again:
+            try:
+                gradients = torch.autograd.grad(total, inputs, retain_graph=True, allow_unused=True)
+            except RuntimeError:
+                if not again.happened:
+                    raise
+        return None if again.happened else gradients
+
+    def _again(self, operation: _Operation, seen: Sequence[Seen]) -> _Operation:
+        """The operation as a later pass of the same examples sees it."""
+        one = seen[operation.place]
+        inputs = tuple(operation.layout.arrange(value, self._n) for value in one.call.inputs)
+        use = replace(operation.weighted, inputs=inputs)
+        use = replace(use, inputs=operation.rule.prepared(use))
+        return _Operation(operation.place, one, operation.layout, use, operation.projector, operation.keeps)
 
     def _plan(self) -> None:
         """Keep the factors of operations where they are smaller than the gradients that they make, and may be kept.
@@ -209,12 +283,18 @@ class _Pass:
         """One output's cotangents, kept or made into gradients at once."""
         taps = [operation.seen.tap for operation in self._operations]
         gradients = torch.autograd.grad(
-            out[:, k].sum(), taps, retain_graph=True, allow_unused=True, materialize_grads=True
+            out[:, k].sum(),
+            taps,
+            retain_graph=True,
+            create_graph=self._graph,
+            allow_unused=True,
+            materialize_grads=True,
         )
         pieces: dict[int, Tensor] = {}
         for operation, gradient in zip(self._operations, gradients, strict=True):
             cotangent = operation.layout.arrange(gradient, self._n)
-            operation.projections.append(_projected(cotangent))
+            if not self._graph:
+                operation.projections.append(cotangent.reshape(self._n, -1) @ operation.projector)
             if operation.keeps:
                 operation.cotangents.append(cotangent)
                 continue
@@ -230,12 +310,16 @@ class _Pass:
         if not self._operations:
             return
         by_example, by_output = _weights(out)
-        tolerance = self._network.eps**0.5 / 4.0
-        wrong = []
+        pairs = []
         for operation in self._operations:
             expected = by_example * (torch.stack(operation.projections, 1) @ by_output.to(operation.projections[0]))
-            got = _projected(operation.weighted.cotangents[:, 0])
-            wrong.append(~((got - expected).abs() <= tolerance * expected.abs().max()).all())
+            got = operation.weighted.cotangents.reshape(self._n, -1) @ operation.projector
+            pairs.append((expected.to(out), got.to(out)))
+        scales = torch.stack([expected.abs().max() for expected, _ in pairs])
+        # Cotangents that cancel to nothing are noise, and noise does not add up.
+        noise = 16.0 * self._network.eps * scales.max()
+        allowed = self._network.eps**0.5 / 4.0 * scales + noise
+        wrong = [~((got - expected).abs() <= most).all() for (expected, got), most in zip(pairs, allowed, strict=True)]
         if flags is not None:
             flags.append(~torch.stack(wrong).any())
             return
@@ -319,28 +403,33 @@ class _Pass:
     def _pulled(self, tensor: Tensor, places: Sequence[int], total: Float[Tensor, "n c q"]) -> list[Tensor]:
         """Gradients with respect to a computed tensor, as gradients with respect to the parameters."""
         leaves = [self._leaves[place] for place in places]
+        if not leaves:
+            return []
         rows = total.flatten(0, 1).view(-1, *tensor.shape).to(tensor.dtype)
 
         def pull(cotangents: Tensor, *, batched: bool) -> tuple[Tensor, ...]:
-            return torch.autograd.grad(tensor, leaves, cotangents, retain_graph=True, is_grads_batched=batched)
+            return torch.autograd.grad(
+                tensor, leaves, cotangents, retain_graph=True, create_graph=self._graph, is_grads_batched=batched
+            )
 
         try:
-            pulled = pull(rows, batched=True)
-        except RuntimeError:  # an operation without a batching rule
+            with warnings.catch_warnings():  # that it loops where an operation has no batching rule
+                warnings.simplefilter("ignore")
+                pulled = pull(rows, batched=True)
+        except RuntimeError:  # or that it cannot
             each = [pull(row, batched=False) for row in rows]
             pulled = tuple(torch.stack(pieces) for pieces in zip(*each, strict=True))
-        return [piece.reshape(*total.shape[:2], -1) for piece in pulled] if leaves else []
+        return [piece.reshape(*total.shape[:2], -1) for piece in pulled]
 
 
 def _side_by_side(outputs: list[Tensor]) -> Float[Tensor, "n c ..."]:
     return outputs[0].unsqueeze(1) if len(outputs) == 1 else torch.stack(outputs, 1)
 
 
-def _projected(cotangent: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
-    """Each example's entries in one number, by weights without a pattern."""
-    flat = cotangent.reshape(len(cotangent), -1)
-    weights = torch.arange(flat.shape[1], dtype=torch.float32, device=flat.device).mul_(2.399963).cos_()
-    return flat @ weights.to(flat.dtype)
+def _projector(cotangent: Float[Tensor, "n ..."]) -> Float[Tensor, " q"]:
+    """Weights without a pattern that make one number of an example's entries."""
+    entries = torch.arange(cotangent[0].numel(), dtype=torch.float32, device=cotangent.device)
+    return entries.mul_(2.399963).cos_().to(cotangent.dtype)
 
 
 def _weights(out: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -11,23 +11,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacana.errors import UnsupportedNetwork
-from jacana.linearization.by_rule import shares_by_rule
+from jacana.linearization.by_rule import shares_by_rule, shares_with_graph
 from jacana.linearization.per_example import looped, vectorised
 from jacana.linearization.shares import Formed, Share, add_product, joined
 from jacana.networks import Examples, Network, without_autocast
 
-__all__ = ["Features", "features"]
+__all__ = ["Features", "features", "features_with_graph"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def _exact(method: Callable[P, R]) -> Callable[P, R]:
-    """A contraction runs without a graph, and in its own dtype whatever autocast the caller set."""
+    """A contraction runs in its own dtype whatever autocast the caller set."""
 
     @functools.wraps(method)
     def contract(*args: P.args, **kwargs: P.kwargs) -> R:
-        with torch.no_grad(), without_autocast():
+        with without_autocast():
             return method(*args, **kwargs)
 
     return contract
@@ -173,3 +173,32 @@ def features(
             "root or norm at zero?); keep such operations away from their singular points, e.g. (x + 1e-12).sqrt()."
         )
     return Features(len(examples), shares[0].c, shares, transient)
+
+
+def features_with_graph(
+    network: Network,
+    examples: Examples,
+    weights: Mapping[int, Tensor],
+    *,
+    ruled: frozenset[int],
+    vectorises: bool,
+    dtype: torch.dtype = torch.float64,
+) -> Features:
+    """Features at some other weights, with the graph that leads to these and to the examples.
+
+    Args:
+        network: the network.
+        examples: those of which the Jacobian is wanted, with their own graph.
+        weights: values in place of θ0, by the number of the parameter.
+        ruled: the parameters that the rules for operations may cover.
+        vectorises: form the others by vmap rather than one example at a time.
+        dtype: of the contraction.
+    """
+    values = [weights.get(place, value) for place, value in enumerate(network.values)]
+    values = [value if value.requires_grad else value.detach().requires_grad_() for value in values]
+    shares = shares_with_graph(network, examples, ruled, dtype, values, of_values=bool(weights)) if ruled else []
+    rest = sorted(set(range(len(values))) - {place for share in shares for place in share.places})
+    form = vectorised if vectorises else looped
+    for place, gradients in zip(rest, form(network, examples, rest, values) if rest else [], strict=True):
+        shares.append(Formed(place, gradients.reshape(*gradients.shape[:2], -1), dtype))
+    return Features(len(examples), shares[0].c, shares)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, overload
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from jacana.errors import InvalidData, InvalidOption
 from jacana.linearization.features import Features
+from jacana.linearization.gradients import contract_with_graph, named_weights, recorded
 from jacana.linearization.kernel import WHOLE, View, contract
 from jacana.linearization.linearization import Linearization, linearize
 from jacana.linearization.prior import Prior, PriorStd
@@ -30,6 +31,7 @@ def gram(
     *,
     layers: Literal[False] = False,
     dtype: torch.dtype = torch.float64,
+    weights: Mapping[str, Tensor] | None = None,
     memory_budget: int | None = None,
     progress: bool = False,
 ) -> Tensor: ...
@@ -45,6 +47,7 @@ def gram(
     *,
     layers: Literal[True] | Sequence[str],
     dtype: torch.dtype = torch.float64,
+    weights: Mapping[str, Tensor] | None = None,
     memory_budget: int | None = None,
     progress: bool = False,
 ) -> dict[str, Tensor]: ...
@@ -59,6 +62,7 @@ def gram(
     *,
     layers: bool | Sequence[str] = False,
     dtype: torch.dtype = torch.float64,
+    weights: Mapping[str, Tensor] | None = None,
     memory_budget: int | None = None,
     progress: bool = False,
 ) -> Tensor | dict[str, Tensor]:
@@ -69,6 +73,11 @@ def gram(
     with g the cotangents ∂f_k/∂y_t: operations that have a rule are contracted like this, or by their per-example
     gradients a chunk at a time, whichever counts fewer operations; parameters without a rule go through autodiff.
     With x2 None only one half is computed.
+
+    Where inputs or ``weights`` require a gradient (and gradients are enabled) the answer has one: the kernel can be
+    differentiated with respect to them. It is then computed in one piece and keeps the graph of every pass, some c
+    times what a training step on all examples keeps; otherwise no graph is kept. A network with checkpointed layers has
+    gradients with respect to inputs alone.
 
     Args:
         lin: a linearization, or a network to linearize in all its trainable parameters.
@@ -85,6 +94,7 @@ def gram(
         layers: True for one matrix a layer, which sum to K; or dotted prefixes of parameter names, a matrix each.
         dtype: of the contraction. What the network computed is cast before it is multiplied; float32 is faster and
             too rough for a small noise.
+        weights: selected parameters by name, with values to take the kernel at in place of θ0.
         memory_budget: bytes that the answer and the features held may take; a pass over one block of examples comes
             on top. By default the answer may take what is free, and the features a quarter of it.
         progress: a bar while it works.
@@ -110,6 +120,11 @@ def gram(
         >>> K, shares = jacana.gram(net, x), jacana.gram(net, x, layers=True)
         >>> list(shares), bool(torch.allclose(K, shares["0"] + shares["2"]))
         (['0', '2'], True)
+        >>> z.requires_grad_()
+        ... jacana.gram(net, x, z).sum().backward()
+        ... z.grad.shape
+        tensor(...)
+        torch.Size([4, 2])
     """
     lin = lin if isinstance(lin, Linearization) else linearize(lin)
     answer = _ANSWERS.get(outputs) if isinstance(outputs, str) else None
@@ -120,8 +135,11 @@ def gram(
     if memory_budget is not None and (isinstance(memory_budget, bool) or not memory_budget >= 1):
         raise InvalidOption(f"memory_budget: got {memory_budget!r}; expected a number of bytes, or None.")
     prior = Prior.of(lin.network, prior_std)
-    first = lin.examples(x1, "x1")
-    second = None if x2 is None else lin.examples(x2, "x2")
+    values, graph = named_weights(lin, weights), torch.is_grad_enabled()
+    first = lin.examples(x1, "x1", graph=graph)
+    second = None if x2 is None else lin.examples(x2, "x2", graph=graph)
+    asked = [first.requires_grad, second is not None and second.requires_grad]
+    graph = graph and any([*asked, *(value.requires_grad for value in values.values())])
     if second is not None and outputs in ("diagonal", "blocks"):
         raise InvalidData(f"x2: outputs={outputs!r} is of one set of examples with itself; leave x2 out.")
     groups = _groups(lin, layers)
@@ -132,22 +150,30 @@ def gram(
         second,
         [[v if name in group else 0.0 for name, v in named] for group in groups.values()],
         dtype,
+        values if graph or values else None,
         memory_budget,
         progress,
     )
     kernels = answer(ask)
+    if not graph:
+        kernels = [kernel.detach() for kernel in kernels]
     return kernels[0] if layers is False else dict(zip(groups, kernels, strict=True))
 
 
 @dataclass(frozen=True)
 class _Ask:
-    """What is asked for, checked; ``variances`` has a row for each matrix that is wanted."""
+    """What is asked for, checked.
+
+    ``variances`` has a row for each matrix that is wanted; ``weights``, if not None, asks for the graph that leads to
+    them and to the examples.
+    """
 
     lin: Linearization
     x1: Examples
     x2: Examples | None
     variances: list[list[float]]
     dtype: torch.dtype
+    weights: dict[int, Tensor] | None
     memory_budget: int | None
     progress: bool
 
@@ -156,6 +182,10 @@ class _Ask:
         return self.lin.findings(self.x1).n_outputs
 
     def kernels(self, view: View, lin: Linearization | None = None) -> list[list[Tensor]]:
+        if self.weights is not None:
+            return contract_with_graph(
+                lin or self.lin, self.x1, self.x2, self.variances, view, self.weights, dtype=self.dtype
+            )
         return contract(
             lin or self.lin,
             self.x1,
@@ -168,6 +198,9 @@ class _Ask:
         )
 
     def over_blocks(self, of_block: Callable[[Features, list[float]], Tensor]) -> list[Tensor]:
+        if self.weights is not None:
+            features = recorded(self.lin, self.x1, self.weights, self.dtype)
+            return [of_block(features, of_group) for of_group in self.variances]
         found: list[list[Tensor]] = [[] for _ in self.variances]
         for start, stop in self.lin.bounds(self.x1, room=self.memory_budget):
             block = self.lin.features(self.x1[start:stop], self.dtype)

@@ -219,10 +219,10 @@ class Linearization:
 
     # What follows serves the folders that come after; it takes checked examples and contracts in float64.
 
-    def examples(self, x: Data | Examples, name: str = "x") -> Examples:
-        """Checked examples in the network's dtype, on its device."""
+    def examples(self, x: Data | Examples, name: str = "x", *, graph: bool = False) -> Examples:
+        """Checked examples in the network's dtype, on its device; with ``graph``, open to gradients."""
         with torch.inference_mode(False):  # what is made here must be fit for a backward pass
-            return as_examples(x, self.network.input_dtype, self.device, name)
+            return as_examples(x, self.network.input_dtype, self.device, name, graph=graph)
 
     def pairs(self, x: Data, y: Any, name: str = "x") -> tuple[Examples, Tensor]:
         """Checked examples and targets."""
@@ -235,7 +235,7 @@ class Linearization:
         key = self._key(examples)
         with self._guard:
             if key not in self._findings:
-                self._findings[key] = probe(self.network, examples)
+                self._findings[key] = probe(self.network, examples.detached())
             return self._findings[key]
 
     def trusts(self, examples: Examples) -> bool:

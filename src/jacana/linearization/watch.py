@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from jacana.linearization.layout import layouts
 from jacana.linearization.rules import Call, Decomposition, Rule, by_operation
 from jacana.linearization.shares import Window
 
-__all__ = ["Seen", "Source", "Watch"]
+__all__ = ["Recomputation", "Seen", "Source", "Watch"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Watch(TorchFunctionMode):
         n: how many examples there are.
         allowed: the parameters that may be taken out, by number.
         fixed: the numbers of settled calls whose output does not have one entry an example, whatever its shape.
-        graph: keep the graph of everything, for gradients of gradients.
+        graph: keep the graph of what goes into the operations, for gradients of gradients.
+        of_sources: keep in the output the graph of what is taken out, for gradients of gradients with respect to it.
     """
 
     def __init__(
@@ -76,11 +78,13 @@ class Watch(TorchFunctionMode):
         fixed: frozenset[int] = frozenset(),
         *,
         graph: bool = False,
+        of_sources: bool = False,
     ) -> None:
         super().__init__()
         self.sources = [Source(leaf, place, None) for place, leaf in enumerate(leaves)]
         self.seen: list[Seen] = []
-        self._n, self._fixed, self._graph = n, fixed, graph
+        self.fixed = fixed
+        self._n, self._graph, self._of_sources = n, graph, of_sources
         self._rules = by_operation()
         # Held, not only named: a number must not come to stand for another tensor.
         self._settled = {id(tensor): tensor for tensor in (*leaves, *settled)}
@@ -142,7 +146,7 @@ class Watch(TorchFunctionMode):
         call_number = None
         if settled:
             call_number, self._calls = self._calls, self._calls + 1
-            if call_number in self._fixed:
+            if call_number in self.fixed:
                 return None
         in_place = _writes(func)
         # A parameter that is written into has a stand-in of its own, which the tap would be no part of.
@@ -153,7 +157,7 @@ class Watch(TorchFunctionMode):
         inputs = tuple(value.clone() if id(value) in own else value for value in call.inputs)
         if not self._graph:
             inputs = tuple(value.detach() for value in inputs)
-        out: Tensor = func(*args, **kwargs) if self._graph else func(*plain, **named)
+        out: Tensor = func(*args, **kwargs) if self._of_sources else func(*plain, **named)
         shape = tuple(out.shape)
         if not layouts(shape, call.dims, self._n):
             return None
@@ -219,6 +223,24 @@ class Watch(TorchFunctionMode):
                 if window is not None:
                     return place, window
         return None
+
+
+class Recomputation:
+    """Sees whether modules of a network run again in a backward pass, as checkpointed ones do: without their taps."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self._own = {id(module) for module in root.modules()}
+        self.happened = False
+
+    def __enter__(self) -> Recomputation:
+        self._hook = register_module_forward_pre_hook(self._see)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+    def _see(self, module: nn.Module, _: Any) -> None:
+        self.happened = self.happened or id(module) in self._own
 
 
 class _Tap(torch.autograd.Function):

@@ -45,6 +45,15 @@ class Examples:
         """The same in memory of its own, out of reach of whoever gave them."""
         return replace(self, tensors=tuple(tensor.clone() for tensor in self.tensors))
 
+    def detached(self) -> Examples:
+        """The same without a graph."""
+        return replace(self, tensors=tuple(tensor.detach() for tensor in self.tensors))
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a gradient with respect to them is asked for."""
+        return any(tensor.requires_grad for tensor in self.tensors)
+
     def batches(self, size: int) -> Iterator[Examples]:
         """Consecutive mini-batches of at most ``size`` examples."""
         for start in range(0, len(self), size):
@@ -96,17 +105,20 @@ class Examples:
         return "one tensor" if self.single else f"a tuple of {len(self.tensors)} tensors"
 
 
-def as_examples(x: Data | Examples, dtype: torch.dtype, device: torch.device, name: str = "x") -> Examples:
+def as_examples(
+    x: Data | Examples, dtype: torch.dtype, device: torch.device, name: str = "x", *, graph: bool = False
+) -> Examples:
     """Check ``x`` and bring it to the network: floating tensors to ``dtype``, all to ``device``.
 
-    A loader is read once and must give the same order each time: what it is multiplied with does not move along.
+    With ``graph``, gradients with respect to it stay possible. A loader is read once and must give the same order each
+    time: what it is multiplied with does not move along.
 
     Raises:
         InvalidData: not finite, empty, lengths that differ, a dtype that cannot be cast safely, an unstable loader.
     """
     if isinstance(x, DataLoader):
         x = _read(x, name, ordered=True)[0]
-    return _checked(x, dtype, device, name)
+    return _checked(x, dtype, device, name, graph=graph)
 
 
 def as_pairs(x: Data, y: Any, dtype: torch.dtype, device: torch.device, name: str = "x") -> tuple[Examples, Tensor]:
@@ -148,7 +160,7 @@ def as_targets(y: Any, n: int | None, name: str = "x") -> Float64[Tensor, "n"] |
     return targets
 
 
-def _checked(x: Any, dtype: torch.dtype, device: torch.device, name: str) -> Examples:
+def _checked(x: Any, dtype: torch.dtype, device: torch.device, name: str, *, graph: bool = False) -> Examples:
     if isinstance(x, Examples):
         return x
     if isinstance(x, Mapping):
@@ -177,7 +189,8 @@ def _checked(x: Any, dtype: torch.dtype, device: torch.device, name: str) -> Exa
         if tensor.is_complex():
             raise InvalidData(f"{label}: got complex numbers; expected real ones. Pass torch.view_as_real(...).")
         _finite(tensor, label)
-    cast = tuple(_cast(tensor, dtype, device, label) for label, tensor in zip(labels, examples.tensors, strict=True))
+    given = tuple(tensor if graph else tensor.detach() for tensor in examples.tensors)
+    cast = tuple(_cast(tensor, dtype, device, label) for label, tensor in zip(labels, given, strict=True))
     return Examples(cast, examples.keys, examples.single, name)
 
 
@@ -214,7 +227,6 @@ def _finite(tensor: Tensor, name: str) -> None:
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype, device: torch.device, name: str) -> Tensor:
-    tensor = tensor.detach()
     if tensor.is_inference():
         tensor = tensor.clone()
     if not tensor.is_floating_point():

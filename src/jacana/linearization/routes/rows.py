@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -27,14 +28,27 @@ class Rows(Route):
         return torch.stack(products)
 
 
-def rows(network: Network, example: Examples, outputs: list[int] | None = None) -> tuple[Float[Tensor, "c ..."], ...]:
-    """The Jacobian of one example, all its outputs or the given ones, as one tensor (c, *shape) a parameter."""
-    outputs_of_one, leaves = network.record(example)
-    out = outputs_of_one[0]
+def rows(
+    network: Network, example: Examples, outputs: list[int] | None = None, values: Sequence[Tensor] | None = None
+) -> tuple[Float[Tensor, "c ..."], ...]:
+    """The Jacobian of one example, all its outputs or the given ones, as one tensor (c, *shape) a parameter.
+
+    At θ0, or at ``values``, which require gradients, with the graph that leads to these and to the example.
+    """
+    outputs_of_one, leaves = network.record(example, None if values is None else network.state(values))
+    out, leaves = outputs_of_one[0], leaves if values is None else tuple(values)
     taken = range(len(out)) if outputs is None else outputs
     if not out.requires_grad:
         return tuple(value.new_zeros(len(taken), *value.shape) for value in network.values)
     each = [
-        torch.autograd.grad(out[k], leaves, retain_graph=True, allow_unused=True, materialize_grads=True) for k in taken
+        torch.autograd.grad(
+            out[k],
+            leaves,
+            retain_graph=True,
+            create_graph=values is not None,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        for k in taken
     ]
     return tuple(torch.stack([gradients[i] for gradients in each]) for i in range(len(leaves)))

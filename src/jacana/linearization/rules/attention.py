@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from jacana.linearization.rules.rule import Decomposition
 
-__all__ = ["MultiheadAttention"]
+__all__ = ["DotProductAttention", "MultiheadAttention"]
 
 
 class MultiheadAttention(Decomposition):
@@ -100,6 +100,44 @@ class MultiheadAttention(Decomposition):
         return _Attention(), torch.randn(3, 3, 4)
 
 
+class DotProductAttention(Decomposition):
+    """softmax(Q Kᵀ/√d + M) V with a learned M, such as a table of relative positions."""
+
+    operations: ClassVar[tuple[Callable[..., Any], ...]] = (F.scaled_dot_product_attention,)
+
+    def read(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **_: Any,
+    ) -> bool | None:
+        return True if isinstance(attn_mask, nn.Parameter) and not (is_causal or dropout_p) else None
+
+    def write_out(
+        self,
+        form: bool,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if enable_gqa:
+            key, value = (part.repeat_interleave(query.shape[-3] // part.shape[-3], -3) for part in (key, value))
+        logits = query @ key.mT * (1.0 / math.sqrt(query.shape[-1]) if scale is None else scale)
+        return (logits + attn_mask).softmax(dim=-1) @ value
+
+    def example(self) -> tuple[nn.Module, Tensor]:
+        return _Biased(), torch.randn(3, 4, 5)
+
+
 def _additive(mask: Tensor, like: Tensor) -> Tensor:
     """True where attention is forbidden, as what is added to its logits."""
     if mask.dtype != torch.bool:
@@ -115,4 +153,15 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.head(self.layer(x).mean(1))
+        return out
+
+
+class _Biased(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias, self.head = nn.Parameter(torch.randn(2, 4, 4)), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = x.unsqueeze(1).expand(-1, 2, -1, -1)
+        out: Tensor = self.head(F.scaled_dot_product_attention(heads, heads, heads, attn_mask=self.bias).mean((1, 2)))
         return out

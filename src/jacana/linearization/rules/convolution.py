@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from jacana.linearization.rules.rule import Call, Rule, Use
 from jacana.linearization.shares import Outer, Share
 
-__all__ = ["Convolution"]
+__all__ = ["Convolution", "by_position", "each", "windows"]
 
 
 class Convolution(Rule):
@@ -37,14 +37,14 @@ class Convolution(Rule):
         d = weight.ndim - 2
         if input.ndim != weight.ndim:
             return None
-        stride, dilation = _each(stride, d), _each(dilation, d)
+        stride, dilation = each(stride, d), each(dilation, d)
         if isinstance(padding, str):
             total = [step * (size - 1) for step, size in zip(dilation, weight.shape[2:], strict=True)]
             if padding == "valid":
                 total = [0] * d
             pads = [(full // 2, full - full // 2) for full in total]
         else:
-            pads = [(pad, pad) for pad in _each(padding, d)]
+            pads = [(pad, pad) for pad in each(padding, d)]
         parameters = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
         return Call(parameters, (input,), (0,), (tuple(weight.shape[2:]), stride, pads, dilation, groups))
 
@@ -52,7 +52,7 @@ class Convolution(Rule):
         return (_patches(use),)
 
     def formed(self, role: str, use: Use) -> Tensor:
-        cotangents = _by_position(use.cotangents).to(use.working)
+        cotangents = by_position(use.cotangents).to(use.working)
         if role == "bias":
             return cotangents.sum(3)
         groups = use.options[-1]
@@ -72,7 +72,7 @@ class Convolution(Rule):
     def share(self, uses: Sequence[Use]) -> Share:
         places = (uses[0].places.get("weight"), uses[0].places.get("bias"))
         return Outer.joined(
-            [Outer(*places, use.inputs[0].mT, _by_position(use.cotangents).mT, use.dtype) for use in uses]
+            [Outer(*places, use.inputs[0].mT, by_position(use.cotangents).mT, use.dtype) for use in uses]
         )
 
     def example(self) -> tuple[nn.Module, Tensor]:
@@ -88,19 +88,32 @@ def _patches(use: Use) -> Float[Tensor, "n a t"]:
     kernel, stride, pads, dilation, _ = use.options
     (inputs,) = use.inputs
     n, repeats = inputs.shape[:2]
-    images = F.pad(inputs.flatten(0, 1), [pad for pair in reversed(pads) for pad in pair])
-    windows = images
-    for i, (width, step, spread) in enumerate(zip(kernel, stride, dilation, strict=True)):
-        windows = windows.unfold(2 + i, spread * (width - 1) + 1, step)[..., ::spread]
-    d = len(kernel)
-    patches = windows.permute(0, 1, *range(2 + d, 2 + 2 * d), *range(2, 2 + d)).flatten(1, 1 + d).flatten(2)
+    seen = windows(inputs.flatten(0, 1), kernel, stride, pads, dilation)
+    patches = seen.flatten(1, 1 + len(kernel)).flatten(2)
     return patches if repeats == 1 else torch.unflatten(patches, 0, (n, repeats)).transpose(1, 2).flatten(2)
 
 
-def _by_position(cotangents: Float[Tensor, "n c r g ..."]) -> Float[Tensor, "n c g t"]:
+def windows(
+    images: Float[Tensor, "n a ..."],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    pads: Sequence[tuple[int, int]],
+    dilation: Sequence[int],
+) -> Float[Tensor, "n a ..."]:
+    """(n, channels, *kernel, *positions): what a window sees at each position; a view of the padded images."""
+    d = len(kernel)
+    seen = F.pad(images, [pad for pair in reversed(pads) for pad in pair])
+    for i, (width, step, spread) in enumerate(zip(kernel, stride, dilation, strict=True)):
+        seen = seen.unfold(2 + i, spread * (width - 1) + 1, step)[..., ::spread]
+    return seen.permute(0, 1, *range(2 + d, 2 + 2 * d), *range(2, 2 + d))
+
+
+def by_position(cotangents: Float[Tensor, "n c r g ..."]) -> Float[Tensor, "n c g t"]:
+    """Cotangents of the channels at each position, those of repeated entries as more positions."""
     flat = cotangents.flatten(4)
     return flat[:, :, 0] if flat.shape[2] == 1 else flat.transpose(2, 3).flatten(3)
 
 
-def _each(value: Any, d: int) -> tuple[int, ...]:
+def each(value: Any, d: int) -> tuple[int, ...]:
+    """One number for all dimensions, or one for each, as one for each."""
     return (value,) * d if isinstance(value, int) else tuple(value) * (d if len(value) == 1 else 1)

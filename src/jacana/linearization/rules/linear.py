@@ -21,7 +21,7 @@ class Linear(Rule):
     operations: ClassVar[tuple[Callable[..., Any], ...]] = (F.linear,)
 
     def read(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call | None:
-        if input.ndim < 2:
+        if input.ndim < 2 or weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
             return None
         parameters = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
         return Call(parameters, (input,), range(input.ndim - 1))
