@@ -13,7 +13,7 @@ from torch import Tensor
 from jacana.errors import UnsupportedNetwork
 from jacana.linearization.by_rule import shares_by_rule, shares_with_graph
 from jacana.linearization.per_example import looped, vectorised
-from jacana.linearization.shares import Formed, Share, add_product, joined
+from jacana.linearization.shares import Formed, Share, add_product
 from jacana.networks import Examples, Network, without_autocast
 
 __all__ = ["Features", "features", "features_with_graph"]
@@ -47,28 +47,6 @@ class Features:
         self.n, self.c, self.transient = n, c, transient
         self.shares = tuple(shares)
         self.of = {place: share for share in self.shares for place in share.places}
-
-    @classmethod
-    def joined(cls, blocks: Sequence[Features]) -> Features | None:
-        """The features of the examples of all blocks; None where a network that branches made them differently.
-
-        One share after the other, so that at most one is held twice: what ``blocks`` held is gone afterwards.
-        """
-        if len(blocks) == 1:
-            return blocks[0]
-        if len({tuple(share.places for share in block.shares) for block in blocks}) > 1:
-            return None
-        n, c, waiting = sum(block.n for block in blocks), blocks[0].c, [list(block.shares) for block in blocks]
-        if any(joined([shares[i].first() for shares in waiting]) is None for i in range(len(waiting[0]))):
-            return None
-        for block in blocks:
-            block.shares, block.of = (), {}
-        together = []
-        while waiting[0]:
-            share = joined([shares.pop(0) for shares in waiting])
-            if share is not None:
-                together.append(share)
-        return cls(n, c, together)
 
     @property
     def n_rows(self) -> int:

@@ -14,7 +14,7 @@ from jacana.linearization.linearization import Linearization
 from jacana.linearization.memory import budget, require
 from jacana.linearization.prior import Prior
 from jacana.linearization.shares.share import strips
-from jacana.linearization.tiles import Room, partition, tiles
+from jacana.linearization.tiles import Placed, Room, partition, tiles
 from jacana.networks import Examples, layer_of
 
 __all__ = ["WHOLE", "View", "contract", "dense_kernel", "diagonal_blocks", "layer_kernels", "pull", "push"]
@@ -137,17 +137,23 @@ def contract(
 
     def compute(flags: list[Tensor] | None) -> list[list[Tensor]]:
         kernels = [[torch.zeros(shape, dtype=dtype, device=lin.device) for _ in range(parts)] for _ in variances]
+
+        def visit(one: Placed, other: Placed) -> None:
+            (i, first), (j, second) = one, other
+            rows, columns = slice(c * i, c * (i + first.n)), slice(c * j, c * (j + second.n))
+            left = view.parts(first)
+            pairs = list(zip(left, left if second is first else view.parts(second), strict=True))
+            for of_group, of_kernel in zip(kernels, variances, strict=True):
+                for kernel, (ours, theirs) in zip(of_group, pairs, strict=True):
+                    ours.accumulate(kernel[rows, columns], theirs, of_kernel, symmetric=x2 is None and i == j)
+
         for group in groups:
             places = frozenset(place for some in group for place in some)
 
             def of(examples: Examples, places: frozenset[int] = places) -> Features:
                 return lin.features(examples, dtype, places=places, flags=flags)
 
-            for (i, first), (j, second) in tiles(of, x1, x2, Room.of(lin, x1, group, room), progress=progress):
-                rows, columns = slice(c * i, c * (i + first.n)), slice(c * j, c * (j + second.n))
-                for of_group, of_kernel in zip(kernels, variances, strict=True):
-                    for kernel, ours, theirs in zip(of_group, view.parts(first), view.parts(second), strict=True):
-                        ours.accumulate(kernel[rows, columns], theirs, of_kernel, symmetric=x2 is None and i == j)
+            tiles(of, visit, x1, x2, Room.of(lin, x1, group, room), progress=progress)
         if x2 is None:
             for of_group in kernels:
                 for kernel in of_group:

@@ -244,7 +244,9 @@ class Linearization:
 
     def doubt(self, examples: Examples) -> None:
         """Look at each block of inputs like these from now on."""
-        self._doubted.add(self._key(examples))
+        with self._guard:
+            self._doubted.add(self._key(examples))
+            self._findings[self._key(examples)] = probe(self.network, examples.detached(), thorough=True)
 
     @staticmethod
     def _key(examples: Examples) -> tuple[Any, ...]:

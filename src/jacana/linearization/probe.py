@@ -17,6 +17,9 @@ __all__ = ["Findings", "probe"]
 
 _MAX_ROWS = 6
 
+_LOST = 1.5
+"""Memory taken over memory counted: what an allocator loses, and what operations need for a moment."""
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -27,7 +30,7 @@ class Findings:
         flat: whether the network returns (n,) rather than (n, c).
         route: the way to J v.
         ruled: the parameters, by number, of which the rules for operations give the right per-example gradients.
-        vectorises: whether vmap does.
+        vectorises: whether vmap does, as far as it was needed.
         held: the bytes that the features of one example hold, by the parameters of each share.
         passing: the bytes that computing them takes beside, for one example.
     """
@@ -46,8 +49,11 @@ class Findings:
         return self.passing + sum(self.held.values())
 
 
-def probe(network: Network, examples: Examples) -> Findings:
+def probe(network: Network, examples: Examples, *, thorough: bool = False) -> Findings:
     """Audit the network on ``examples`` and choose how its derivatives are computed.
+
+    Whether vmap serves the parameters that rules cover is found out only where ``thorough``: it is the slowest part,
+    and not needed while the rules serve.
 
     Every candidate is held against rows of plain reverse mode (J *is* what reverse mode gives) with a random vector
     scaled so that each parameter tensor weighs the same, to √eps relative.
@@ -81,16 +87,22 @@ def probe(network: Network, examples: Examples) -> Findings:
         vector, expected, scale = _test_vector(network, truth, generator)
         route = next(r for r in (kind() for kind in ROUTES) if _right(r, network, few, vector, chosen, expected, scale))
         every = frozenset(range(len(network.values)))
-        vectorises = _right_places(network, few, truth, chosen, frozenset(), vectorises=True)[0] == every
-        ruled, found = _right_places(network, few, truth, chosen, every, vectorises=vectorises)
+        ruled, found, vectorises = every, None, False
+        if not thorough:
+            right, found = _right_places(network, few, truth, chosen, every, vectorises=True)
+            vectorises = found is not None and any(share.origin == "autodiff" for share in found.shares)
+            found = found if right == every else None
+        if found is None:
+            vectorises = _right_places(network, few, truth, chosen, frozenset(), vectorises=True)[0] == every
+            ruled, found = _right_places(network, few, truth, chosen, every, vectorises=vectorises)
         graph = _graph_bytes(network, few)
         if found is None:
             sizes: dict[tuple[int, ...], int] = {(place,): 4 * c * size for place, size in enumerate(network.sizes)}
             return Findings(c, flat, route, ruled, vectorises, sizes, graph)
         held = {share.places: share.nbytes // len(few) for share in found.shares}
-        by_autodiff = frozenset(range(len(network.values))) > ruled
+        by_autodiff = any(share.origin == "autodiff" for share in found.shares)
         passing = found.transient // len(few) + (1 + c if by_autodiff and vectorises else 1) * graph
-        return Findings(c, flat, route, ruled, vectorises, held, passing)
+        return Findings(c, flat, route, ruled, vectorises, held, int(_LOST * passing))
 
 
 def _graph_bytes(network: Network, few: Examples) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tqdm import tqdm
@@ -11,9 +12,11 @@ from jacana.linearization.features import Features
 from jacana.linearization.linearization import Linearization
 from jacana.linearization.memory import budget
 from jacana.linearization.probe import Findings
+from jacana.linearization.shares.share import WORK_BYTES
+from jacana.linearization.slab import gathered
 from jacana.networks import Examples
 
-__all__ = ["Room", "partition", "tiles"]
+__all__ = ["Placed", "Room", "partition", "tiles"]
 
 Placed = tuple[int, Features]
 """Where some examples start, and their features."""
@@ -33,9 +36,8 @@ class Room:
         held = [max(1, findings.held[places]) for places in group]
         (_, block), *_ = lin.bounds(examples, room=None if given is None else given // 4)
         room = budget(lin.device) if given is None else given
-        left = room - block * (findings.passing + sum(held))
-        # One share after the other is joined from its blocks: the largest is there twice for a moment.
-        return cls(block, max(1, left // (sum(held) + max(held))))
+        left = room - block * (findings.passing + sum(held)) - min(4 * WORK_BYTES, room // 3)
+        return cls(block, max(1, left // sum(held)))
 
 
 def partition(findings: Findings, room: int) -> list[list[tuple[int, ...]]]:
@@ -53,37 +55,46 @@ def partition(findings: Findings, room: int) -> list[list[tuple[int, ...]]]:
 
 
 def tiles(
-    features: Callable[[Examples], Features], x1: Examples, x2: Examples | None, room: Room, *, progress: bool
-) -> Iterator[tuple[Placed, Placed]]:
-    """Every pair of an example of ``x1`` with one of ``x2`` once; with x2 None, each unordered pair.
+    features: Callable[[Examples], Features],
+    visit: Callable[[Placed, Placed], None],
+    x1: Examples,
+    x2: Examples | None,
+    room: Room,
+    *,
+    progress: bool,
+) -> None:
+    """Visit every pair of an example of ``x1`` with one of ``x2`` once; with x2 None, each unordered pair.
 
     A slab of the first is held, the second go past it block by block; then the next slab. With x2 None the one that
-    comes later in the data is yielded first: below the diagonal of the kernel.
+    comes later in the data is the first of a pair: below the diagonal of the kernel. What has been visited is gone
+    before more is computed: nobody else may hold it.
     """
     slabs = _cut(0, len(x1), room.slab)
     passing = [_cut(stop, len(x1), room.block) if x2 is None else _cut(0, len(x2), room.block) for _, stop in slabs]
     blocks = sum(len(_cut(start, stop, room.block)) for start, stop in slabs) + sum(map(len, passing))
     with tqdm(total=blocks, desc="kernel", unit="block", delay=1.0, leave=False, disable=not progress) as bar:
 
-        def computed(examples: Examples, span: tuple[int, int]) -> Placed:
+        def computed(examples: Examples, span: tuple[int, int]) -> Features:
             found = features(examples[span[0] : span[1]])
             bar.update()
-            return span[0], found
+            return found
 
-        for (start, stop), others in zip(slabs, passing, strict=True):
-            slab = _slab([computed(x1, span) for span in _cut(start, stop, room.block)])
+        def past(start: int, stop: int, others: list[tuple[int, int]]) -> None:
+            pieces = gathered((computed(x1, span) for span in _cut(start, stop, room.block)), stop - start)
+            starts = itertools.accumulate((piece.n for piece in pieces), initial=start)
+            slab = list(zip(starts, pieces, strict=False))
             if x2 is None:
                 for place, one in enumerate(slab):
-                    yield from ((one, earlier) for earlier in slab[: place + 1])
+                    for earlier in slab[: place + 1]:
+                        visit(one, earlier)
             for span in others:
-                block = computed(x1 if x2 is None else x2, span)
-                yield from ((block, one) if x2 is None else (one, block) for one in slab)
+                block = (span[0], computed(x1 if x2 is None else x2, span))
+                for one in slab:
+                    visit(*((block, one) if x2 is None else (one, block)))
+                del block
 
-
-def _slab(blocks: list[Placed]) -> list[Placed]:
-    """The blocks as one, where they can be joined."""
-    together = Features.joined([features for _, features in blocks])
-    return blocks if together is None else [(blocks[0][0], together)]
+        for (start, stop), others in zip(slabs, passing, strict=True):
+            past(start, stop, others)
 
 
 def _cut(start: int, stop: int, size: int) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["ELEMENTWISE", "WORK_BYTES", "Share", "add_factored", "add_product", "joined", "strips", "within_work"]
+__all__ = ["ELEMENTWISE", "WORK_BYTES", "Share", "add_factored", "add_product", "strips", "within_work"]
 
 ELEMENTWISE = 32.0
 """Operations of a matrix product in the time of one elementwise step, roughly."""
@@ -88,9 +88,11 @@ class Share(ABC):
     def holding(self, tensors: Sequence[Tensor]) -> Share:
         """The same share with other tensors held, in the order of :meth:`held`: of other examples, or of more."""
 
-    def first(self) -> Share:
-        """The share of the first example alone."""
-        return self.holding([tensor[:1] for tensor in self.held()])
+    @property
+    def layout(self) -> tuple[object, ...]:
+        """What shares of other examples must have in common with this one to be held together with it."""
+        shapes = tuple((tensor.shape[1:], tensor.dtype) for tensor in self.held())
+        return type(self), self.places, self.c, self.dtype, shapes
 
     def is_finite(self) -> Tensor:
         """Whether no entry is NaN or infinite, as a boolean on the device."""
@@ -101,18 +103,6 @@ class Share(ABC):
     def nbytes(self) -> int:
         """The memory that it holds."""
         return sum(tensor.nbytes for tensor in self.held())
-
-
-def joined(shares: Sequence[Share]) -> Share | None:
-    """The share of the examples of all; None where they hold different things (a network may branch)."""
-    first, held = shares[0], [share.held() for share in shares]
-    shapes = {tuple(tuple(tensor.shape[1:]) for tensor in tensors) for tensors in held}
-    kinds = {(type(share), share.places, share.c, share.dtype) for share in shares}
-    if len(shapes) > 1 or len(kinds) > 1:
-        return None
-    if len(shares) == 1:
-        return first
-    return first.holding([torch.cat(tensors) for tensors in zip(*held, strict=True)])
 
 
 def within_work(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -153,8 +143,9 @@ def add_factored(
     """Add Σ_{t,s} alike[n,t,m,s] (L[n,k,t]·R[m,l,s]) to ``kernel`` in place, in tiles that fit in the work space."""
     (n, c, t, _), (m, _, s, _) = left.shape, right.shape
     pair = c * t * c * s * kernel.element_size()
-    columns_at_once = max(1, min(m, WORK_BYTES // pair))
-    rows_at_once = max(1, WORK_BYTES // (columns_at_once * pair))
+    operand = c * max(t * left.shape[3], s * right.shape[3]) * kernel.element_size()
+    columns_at_once = max(1, min(m, WORK_BYTES // pair, WORK_BYTES // operand))
+    rows_at_once = max(1, min(WORK_BYTES // (columns_at_once * pair), WORK_BYTES // operand))
     if symmetric:
         rows_at_once = min(rows_at_once, max(1, n // _STRIPS))
     for start in range(0, n, rows_at_once):
