@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -711,3 +713,223 @@ def test_cotangents_that_cancel_are_no_sign_of_a_misreading():
 class Summed(nn.Module):
     def forward(self, x):
         return x.sum(1, keepdim=True) + x.square().mean(1, keepdim=True).detach()
+
+
+def agrees(net, x, **options):
+    """The kernel is the oracle's, each entry measured by its own two examples."""
+    J = oracles.jacobian(net, x)
+    K = J @ J.T
+    scale = np.sqrt(np.diag(K))
+    got = jacana.gram(net, x, **options).numpy()
+    eps = np.finfo(np.float64 if next(net.parameters()).dtype == DOUBLE else np.float32).eps
+    assert (np.abs(got - K) <= 1e3 * eps * np.outer(scale, scale)).all()
+
+
+class Skipping(nn.Module):
+    """Writes into what it computed from parameters, on a branch that few examples need."""
+
+    def __init__(self):
+        super().__init__()
+        self.b, self.p, self.o = nn.Parameter(torch.randn(3)), nn.Parameter(torch.rand(3)), nn.Linear(3, 2)
+
+    def forward(self, x):
+        b = self.b * 2
+        h = torch.tanh(x + b)
+        rare = x[:, :1] > 1
+        if rare.any():
+            b += self.p
+            h = torch.where(rare, torch.tanh(h * b), h)
+        return self.o(h)
+
+
+class Buffered(nn.Module):
+    """Writes through a view into a tensor that was the same for all examples."""
+
+    def __init__(self):
+        super().__init__()
+        self.l, self.o = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        outs = []
+        for i in range(len(x)):
+            buffer, h = x.new_zeros(4), torch.tanh(self.l(x[i : i + 1]))
+            if x[i, 0] > 0:
+                buffer[:2].copy_(h[0, :2])
+            else:
+                buffer = buffer + h[0] * 0.5
+            outs.append(torch.tanh(x[i : i + 1].sum(1, keepdim=True) + buffer))
+        return self.o(torch.cat(outs))
+
+
+@pytest.mark.parametrize("kind", [Skipping, Buffered])
+def test_settled_tensors_that_are_written_into_on_some_branch(kind):
+    torch.manual_seed(0)
+    net, x = kind().double(), torch.randn(6, 3, dtype=DOUBLE)
+    x[:, 0] = torch.tensor([-1.0, 0.0, 2.0, 0.0, 3.0, -1.0])
+    agrees(net, x)
+    agrees(net, x, memory_budget=6000)
+    lin = jacana.linearize(net)
+    for i in range(6):  # found out with the first of them, used for all
+        J = oracles.jacobian(net, x[i : i + 1])
+        oracles.assert_close(lin.jacobian(x[i : i + 1]), J, DOUBLE)
+
+
+class Scaled(nn.Module):
+    """Sorts; a branch with large inputs has small cotangents."""
+
+    def __init__(self):
+        super().__init__()
+        self.raw, self.m = nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, x):
+        order = x[:, 0].argsort(stable=True)
+        return self.m(x / 1e6) + self.raw(x[order])[order.argsort()] / 1e6
+
+
+class Homogeneous(nn.Module):
+    """Sorts; one example's output, and so its cotangents, may be a million times another's."""
+
+    def __init__(self):
+        super().__init__()
+        self.l, self.o = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        order = x[:, 0].argsort(stable=True)
+        z = x[order]
+        r = z.norm(dim=1, keepdim=True)
+        return (self.o(torch.tanh(self.l(z / r))) * r**2)[order.argsort()]
+
+
+def test_a_misreading_is_seen_at_any_scale(dtype):
+    torch.manual_seed(0)
+    x = torch.randn(5, 3, dtype=dtype)
+    x = x[x[:, 0].argsort()][[0, 2, 1, 3, 4]]
+    agrees(Scaled().to(dtype), x * 1e6)
+    x[4] *= 1000
+    x[4, 0].abs_()
+    agrees(Homogeneous().to(dtype), x)
+
+
+class Adapted(nn.Module):
+    """Time first inside, and an adapter that starts at zero: nothing tells time from examples there."""
+
+    def __init__(self):
+        super().__init__()
+        self.A, self.B, self.m = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False), nn.Linear(2, 2)
+        nn.init.zeros_(self.B.weight)
+
+    def forward(self, x):
+        x = x.transpose(0, 1)
+        return (self.m(x) + self.B(torch.tanh(self.A(x)))).sum(0)
+
+
+class Branching(nn.Module):
+    """Its weights decide which layer is used, and in which order examples go."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.g = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.zeros(3))
+        self.l, self.m = nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, x):
+        score = x @ self.g
+        order = score.argsort(stable=True)
+        x = x[order][order.argsort()] * (1 + score[:, None])
+        return self.l(x) * self.a if self.a > 0 else self.m(x[order])[order.argsort()].tanh() * self.a
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "moved"),
+    [
+        (Adapted(), (3, 3, 2), {"B.weight": torch.randn(2, 2)}),
+        (Branching(), (6, 3), {"a": torch.tensor(-1.0), "g": torch.randn(3)}),
+        (Branching(), (6, 3), {"g": torch.randn(3)}),
+    ],
+)
+def test_other_weights_are_looked_at_anew(net, shape, moved):
+    torch.manual_seed(0)
+    net, x = net.double(), torch.randn(shape, dtype=DOUBLE)
+    there = copy.deepcopy(net)
+    moved = {name: value.double() for name, value in moved.items()}
+    there.load_state_dict(moved, strict=False)
+    J = oracles.jacobian(there, x)
+    oracles.assert_close(jacana.gram(net, x, weights=moved), J @ J.T, DOUBLE)
+    wanted = {name: value.clone().requires_grad_() for name, value in moved.items()}
+    oracles.assert_close(jacana.gram(net, x, weights=wanted).detach(), J @ J.T, DOUBLE)
+
+
+class Transformed(nn.Module):
+    """torch.func inside the network."""
+
+    def __init__(self, transform):
+        super().__init__()
+        self.m, self.transform = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)), transform
+
+    def forward(self, x):
+        return self.transform(self.m, x)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda m, x: torch.func.vmap(torch.func.grad(lambda row: m(row).sum()))(x),
+        lambda m, x: torch.func.jvp(m, (x,), (torch.ones_like(x),))[1],
+        lambda m, x: torch.func.vmap(lambda row: m(row.expand(5, 4)).mean(0))(x),
+    ],
+)
+def test_transforms_inside_the_network(transform):
+    torch.manual_seed(0)
+    agrees(Transformed(transform).double(), torch.randn(5, 4, dtype=DOUBLE))
+
+
+def test_an_example_of_which_every_key_is_masked():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.m, self.o = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, x):
+            mixed, _ = self.m(x * 1, x + 0, x, key_padding_mask=x[:, :, 0] > 1, need_weights=False)
+            return self.o(mixed.mean(1))
+
+    torch.manual_seed(0)
+    x = torch.randn(4, 5, 4, dtype=DOUBLE).clamp(max=0.9)
+    x[1, :, 0] = 2.0
+    agrees(Masked().double().eval(), x)
+
+
+class Caching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.l, self.cache = nn.Linear(3, 2), None
+
+    def forward(self, x):
+        if self.cache is None:
+            self.cache = self.l.weight.t() * 1
+        return torch.tanh(x @ self.cache) + self.l.bias
+
+
+def test_a_stale_tensor_of_an_earlier_pass_is_refused():
+    net, x = Caching().double(), torch.randn(5, 3, dtype=DOUBLE)
+    agrees(net, x)
+    net.cache = None
+    net(x)
+    with pytest.raises(jacana.errors.UnsupportedNetwork, match=r"Caching\.cache"):
+        jacana.gram(net, x)
+    net.cache = None
+    agrees(net, x)
+
+
+def test_scripted_modules_inside_are_refused():
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            with warnings.catch_warnings():  # that scripting is old
+                warnings.simplefilter("ignore")
+                self.inner = torch.jit.script(nn.Linear(3, 2))
+
+        def forward(self, x):
+            return self.inner(x)
+
+    with pytest.raises(jacana.errors.UnsupportedNetwork, match="eager"):
+        jacana.gram(Outer(), torch.randn(4, 3))

@@ -29,6 +29,7 @@ class _Operation:
     layout: Layout
     weighted: Use
     projector: Tensor
+    inputs: Tensor
     keeps: bool = False
     cotangents: list[Tensor] = field(default_factory=list)
     projections: list[Tensor] = field(default_factory=list)
@@ -80,9 +81,10 @@ def shares_with_graph(
 ) -> list[Share]:
     """The same, with the graph that leads to the examples and, if ``of_values``, to the parameters' ``values``.
 
-    What operations there are, and where they have the examples, is found out by a plain pass at θ0 first.
+    What operations there are, and where they have the examples, is found out by a plain pass at these values first.
     """
-    plain = _passed(network, examples.detached(), allowed, dtype)
+    at = [value.detach().requires_grad_() for value in values]
+    plain = _passed(network, examples.detached(), allowed, dtype, values=at)
     state = network.state(values)
     watch = Watch(
         values, network.constants(state), len(examples), allowed, plain.fixed, graph=True, of_sources=of_values
@@ -98,13 +100,15 @@ def _passed(
     allowed: frozenset[int],
     dtype: torch.dtype,
     flags: list[Tensor] | None = None,
+    values: Sequence[Tensor] | None = None,
 ) -> _Pass:
+    leaves = network.leaves if values is None else values
     fixed: frozenset[int] = frozenset()
     while True:
-        state = network.state()
-        watch = Watch(network.leaves, network.constants(state), len(examples), allowed, fixed)
+        state = network.state(() if values is None else values)
+        watch = Watch(leaves, network.constants(state), len(examples), allowed, fixed)
         with watch:
-            out, leaves = network.record(examples, state, flags)
+            out, _ = network.record(examples, state, flags)
         found = _Pass(network, watch, out, leaves, allowed, dtype, flags=flags)
         if found.misread <= fixed:
             return found
@@ -175,7 +179,7 @@ class _Pass:
         if source.leaf is not None:
             return frozenset({source.leaf})
         zeros = torch.zeros_like(source.tensor)
-        gradients = torch.autograd.grad(source.tensor, self._leaves, zeros, retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(source.edge, self._leaves, zeros, retain_graph=True, allow_unused=True)
         return frozenset(place for place, gradient in enumerate(gradients) if gradient is not None)
 
     def _located(self, out: Tensor, seen: Sequence[Seen]) -> list[_Operation]:
@@ -213,7 +217,7 @@ class _Pass:
             inputs = tuple(layout.arrange(value, n) for value in one.call.inputs)
             cotangent = layout.arrange(weighted[i], n).unsqueeze(1)
             use = Use(one.sources, shapes, inputs, cotangent, one.call.options, self._dtype)
-            operations.append(_Operation(i, one, layout, use, _projector(cotangent)))
+            operations.append(_Operation(i, one, layout, use, _projector(cotangent), _size(use)))
         return operations
 
     def _gradients_of(self, total: Tensor, inputs: Sequence[Tensor]) -> Sequence[Tensor | None] | None:
@@ -233,7 +237,9 @@ class _Pass:
         inputs = tuple(operation.layout.arrange(value, self._n) for value in one.call.inputs)
         use = replace(operation.weighted, inputs=inputs)
         use = replace(use, inputs=operation.rule.prepared(use))
-        return _Operation(operation.place, one, operation.layout, use, operation.projector, operation.keeps)
+        return _Operation(
+            operation.place, one, operation.layout, use, operation.projector, operation.inputs, operation.keeps
+        )
 
     def _plan(self) -> None:
         """Keep the factors of operations where they are smaller than the gradients that they make, and may be kept.
@@ -310,16 +316,19 @@ class _Pass:
         if not self._operations:
             return
         by_example, by_output = _weights(out)
-        pairs = []
+        off, scales = [], []
         for operation in self._operations:
             expected = by_example * (torch.stack(operation.projections, 1) @ by_output.to(operation.projections[0]))
-            got = operation.weighted.cotangents.reshape(self._n, -1) @ operation.projector
-            pairs.append((expected.to(out), got.to(out)))
-        scales = torch.stack([expected.abs().max() for expected, _ in pairs])
-        # Cotangents that cancel to nothing are noise, and noise does not add up.
-        noise = 16.0 * self._network.eps * scales.max()
-        allowed = self._network.eps**0.5 / 4.0 * scales + noise
-        wrong = [~((got - expected).abs() <= most).all() for (expected, got), most in zip(pairs, allowed, strict=True)]
+            flat = operation.weighted.cotangents.reshape(self._n, -1)
+            off.append((flat @ operation.projector - expected).abs().to(out))
+            scales.append(torch.linalg.vector_norm(flat, dim=1).to(out))
+        # An example at a time, so that a large one does not hide a small one. Cotangents that cancel to nothing are
+        # noise, and noise does not add up: what it makes of the inputs is nothing beside the example's other gradients.
+        inputs = torch.stack([operation.inputs.to(out) for operation in self._operations])
+        sizes = torch.stack(scales)
+        noise = 16.0 * self._network.eps * (sizes * inputs).amax(0) / inputs
+        allowed = self._network.eps**0.5 / 4.0 * sizes + noise
+        wrong = [~(gap <= most).all() for gap, most in zip(off, allowed, strict=True)]
         if flags is not None:
             flags.append(~torch.stack(wrong).any())
             return
@@ -396,12 +405,13 @@ class _Pass:
                 found[number] = found[number] + total if number in found else total
                 continue
             places = sorted((self._reach[number] & self._allowed) - self._outside)
-            for place, piece in zip(places, self._pulled(self._sources[number].tensor, places, total), strict=True):
+            for place, piece in zip(places, self._pulled(self._sources[number], places, total), strict=True):
                 found[place] = found[place] + piece if place in found else piece
         return found
 
-    def _pulled(self, tensor: Tensor, places: Sequence[int], total: Float[Tensor, "n c q"]) -> list[Tensor]:
+    def _pulled(self, source: Source, places: Sequence[int], total: Float[Tensor, "n c q"]) -> list[Tensor]:
         """Gradients with respect to a computed tensor, as gradients with respect to the parameters."""
+        tensor = source.tensor
         leaves = [self._leaves[place] for place in places]
         if not leaves:
             return []
@@ -409,7 +419,7 @@ class _Pass:
 
         def pull(cotangents: Tensor, *, batched: bool) -> tuple[Tensor, ...]:
             return torch.autograd.grad(
-                tensor, leaves, cotangents, retain_graph=True, create_graph=self._graph, is_grads_batched=batched
+                source.edge, leaves, cotangents, retain_graph=True, create_graph=self._graph, is_grads_batched=batched
             )
 
         try:
@@ -430,6 +440,15 @@ def _projector(cotangent: Float[Tensor, "n ..."]) -> Float[Tensor, " q"]:
     """Weights without a pattern that make one number of an example's entries."""
     entries = torch.arange(cotangent[0].numel(), dtype=torch.float32, device=cotangent.device)
     return entries.mul_(2.399963).cos_().to(cotangent.dtype)
+
+
+def _size(use: Use) -> Float[Tensor, " n"]:
+    """How large what went into an operation is for each example, and what it makes of a cotangent; 1 for a bias."""
+    size = use.cotangents.new_ones(len(use.cotangents))
+    for value in use.inputs:
+        if value.is_floating_point():
+            size = size + torch.linalg.vector_norm(value.reshape(len(value), -1), dim=1)
+    return size
 
 
 def _weights(out: Tensor) -> tuple[Tensor, Tensor]:

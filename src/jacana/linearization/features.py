@@ -133,7 +133,14 @@ def features(
     shares: list[Share] = []
     transient = 0
     if ruled & wanted:
-        shares, transient = shares_by_rule(network, examples, ruled & wanted, dtype, flags)
+        try:
+            shares, transient = shares_by_rule(network, examples, ruled & wanted, dtype, flags)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # noqa: BLE001 - a rule that fails where the network does not: autodiff serves it
+            network.record(examples)  # or fails as the network does
+            if flags is not None:
+                flags.append(torch.zeros((), dtype=torch.bool, device=network.device))
     covered = {place for share in shares for place in share.places}
     rest = sorted(wanted - covered)
     if rest:

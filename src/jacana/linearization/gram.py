@@ -32,7 +32,7 @@ def gram(
     layers: Literal[False] = False,
     dtype: torch.dtype = torch.float64,
     weights: Mapping[str, Tensor] | None = None,
-    memory_budget: int | None = None,
+    memory_budget: int | float | None = None,
     progress: bool = False,
 ) -> Tensor: ...
 
@@ -48,7 +48,7 @@ def gram(
     layers: Literal[True] | Sequence[str],
     dtype: torch.dtype = torch.float64,
     weights: Mapping[str, Tensor] | None = None,
-    memory_budget: int | None = None,
+    memory_budget: int | float | None = None,
     progress: bool = False,
 ) -> dict[str, Tensor]: ...
 
@@ -63,7 +63,7 @@ def gram(
     layers: bool | Sequence[str] = False,
     dtype: torch.dtype = torch.float64,
     weights: Mapping[str, Tensor] | None = None,
-    memory_budget: int | None = None,
+    memory_budget: int | float | None = None,
     progress: bool = False,
 ) -> Tensor | dict[str, Tensor]:
     """The exact finite-width neural tangent kernel, K = J₁ S J₂ᵀ, without forming the Jacobian.
@@ -132,8 +132,10 @@ def gram(
         raise InvalidOption(f"outputs: got {outputs!r}; expected one of {', '.join(map(repr, _ANSWERS))}.")
     if dtype not in (torch.float32, torch.float64):
         raise InvalidOption(f"dtype: got {dtype!r}; expected torch.float64, or torch.float32 for speed.")
-    if memory_budget is not None and (isinstance(memory_budget, bool) or not memory_budget >= 1):
-        raise InvalidOption(f"memory_budget: got {memory_budget!r}; expected a number of bytes, or None.")
+    if memory_budget is not None:
+        if isinstance(memory_budget, bool | str) or not memory_budget >= 1 or memory_budget != int(memory_budget):
+            raise InvalidOption(f"memory_budget: got {memory_budget!r}; expected a whole number of bytes, or None.")
+        memory_budget = int(memory_budget)
     prior = Prior.of(lin.network, prior_std)
     values, graph = named_weights(lin, weights), torch.is_grad_enabled()
     first = lin.examples(x1, "x1", graph=graph)
@@ -215,8 +217,10 @@ def _groups(lin: Linearization, layers: bool | Sequence[str]) -> dict[str, set[s
         return {"": set(lin.names)}
     if layers is True:
         return {layer: set(names) for layer, names in lin.layers.items()}
-    if not layers:
-        raise InvalidOption("layers: got no prefix; pass True for all layers, or prefixes of parameter names.")
+    if not layers or not all(isinstance(prefix, str) for prefix in layers):
+        raise InvalidOption(
+            f"layers: got {layers!r}, no prefix; pass True for all layers, or prefixes of parameter names."
+        )
     groups: dict[str, set[str]] = {}
     for prefix in [layers] if isinstance(layers, str) else layers:
         groups[prefix] = {name for name in lin.names if name == prefix or name.startswith(f"{prefix}.")}

@@ -125,17 +125,21 @@ def contract(
         memory_budget,
     )
     room = None if memory_budget is None else memory_budget - size
-    groups = partition(findings, budget(lin.device) if room is None else room)
-    smallest = findings.passing + 2 * max(sum(findings.held[places] for places in group) for group in groups)
-    require(
-        smallest,
-        lin.device,
-        f"the gradients of two examples, {findings.n_outputs} outputs each, beside a kernel of {size / 2**30:.2f} GiB,",
-        "use fewer outputs at once, or fewer parameters (parameters=).",
-        room,
-    )
+
+    def planned() -> list[list[tuple[int, ...]]]:
+        found = lin.findings(x1)
+        groups = partition(found, budget(lin.device) if room is None else room)
+        require(
+            found.passing + 2 * max(sum(found.held[places] for places in group) for group in groups),
+            lin.device,
+            f"the gradients of two examples, {found.n_outputs} outputs each, beside {size / 2**30:.2f} GiB of kernels,",
+            "use fewer outputs at once, or fewer parameters (parameters=).",
+            room,
+        )
+        return groups
 
     def compute(flags: list[Tensor] | None) -> list[list[Tensor]]:
+        groups = planned()
         kernels = [[torch.zeros(shape, dtype=dtype, device=lin.device) for _ in range(parts)] for _ in variances]
 
         def visit(one: Placed, other: Placed) -> None:

@@ -100,6 +100,11 @@ def probe(network: Network, examples: Examples, *, thorough: bool = False) -> Fi
             sizes: dict[tuple[int, ...], int] = {(place,): 4 * c * size for place, size in enumerate(network.sizes)}
             return Findings(c, flat, route, ruled, vectorises, sizes, graph)
         held = {share.places: share.nbytes // len(few) for share in found.shares}
+        if thorough:  # any parameter of any block may fall to autodiff
+            sizes = {
+                (place,): max(4, value.element_size()) * c * value.numel() for place, value in enumerate(network.values)
+            }
+            return Findings(c, flat, route, ruled, vectorises, sizes, int(_LOST * (1 + c) * graph))
         by_autodiff = any(share.origin == "autodiff" for share in found.shares)
         passing = found.transient // len(few) + (1 + c if by_autodiff and vectorises else 1) * graph
         return Findings(c, flat, route, ruled, vectorises, held, int(_LOST * passing))
@@ -119,7 +124,7 @@ def _graph_bytes(network: Network, few: Examples) -> int:
     try:
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             network.record(few)
-    except RuntimeError:  # torch.func inside the network does not go with hooks
+    except Exception:  # noqa: BLE001 - torch.func inside the network does not go with hooks
         return 0
     return sum(kept.values()) // len(few)
 

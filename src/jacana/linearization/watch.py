@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
@@ -34,11 +35,13 @@ class Source:
         tensor: with the graph that leads to the parameters.
         leaf: the number of the parameter that it is, or is a view of; None otherwise.
         window: which entries of that parameter it views; None for the parameter itself.
+        edge: where that graph begins, whatever is written into the tensor later.
     """
 
     tensor: Tensor
     leaf: int | None
     window: Window | None
+    edge: GradientEdge
 
 
 @dataclass(frozen=True)
@@ -81,13 +84,14 @@ class Watch(TorchFunctionMode):
         of_sources: bool = False,
     ) -> None:
         super().__init__()
-        self.sources = [Source(leaf, place, None) for place, leaf in enumerate(leaves)]
+        self.sources = [Source(leaf, place, None, get_gradient_edge(leaf)) for place, leaf in enumerate(leaves)]
         self.seen: list[Seen] = []
         self.fixed = fixed
         self._n, self._graph, self._of_sources = n, graph, of_sources
         self._rules = by_operation()
         # Held, not only named: a number must not come to stand for another tensor.
         self._settled = {id(tensor): tensor for tensor in (*leaves, *settled)}
+        self._own = {_storage(leaf) for leaf in leaves}
         self._number: dict[int, int | None] = {
             id(leaf): place if place in allowed else None for place, leaf in enumerate(leaves)
         }
@@ -117,10 +121,9 @@ class Watch(TorchFunctionMode):
                 if out is not None:
                     return out
         result = func(*args, **kwargs)
+        self._written(func, args, kwargs, result, settled)
         if settled:
             self._settled |= {id(out): out for out in _flat(result) if isinstance(out, Tensor)}
-        else:
-            self._unsettle(func, args, result)
         return result
 
     def _tapped(
@@ -163,24 +166,37 @@ class Watch(TorchFunctionMode):
             return None
         if settled and self._n > 1 and all(shape[dim] != self._n for dim in call.dims):
             return None
-        tap = out.new_zeros(()).expand(shape).detach().requires_grad_()
+        try:
+            tap = out.new_zeros(()).expand(shape).detach().requires_grad_()
+        except RuntimeError:  # inside a transform of torch.func, which has taps of its own
+            return None
         kept = Call(call.parameters, inputs, call.dims, call.options)
         self.seen.append(Seen(rule, sources, kept, tap, call_number))
         if in_place:
-            self._unsettle(func, args, out)
+            self._written(func, args, kwargs, out, settled=False)
             return out.add_(tap)
-        storages = {tensor.untyped_storage().data_ptr() for tensor in tensors}
-        if out.untyped_storage().data_ptr() in storages:  # a view
+        if _storage(out) in {_storage(tensor) for tensor in tensors}:  # a view
             return out + tap
         tapped: Tensor = _Tap.apply(out, tap)  # type: ignore[no-untyped-call]
         return tapped
 
-    def _unsettle(self, func: Callable[..., Any], args: tuple[Any, ...], result: Any) -> None:
-        """An operation on examples has written into a settled tensor."""
-        written = args[:1] if _writes(func) else [value for value in _flat(args) if value is result]
-        for value in _flat(written):
-            self._settled.pop(id(value), None)
-            self._number.pop(id(value), None)
+    def _written(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, settled: bool
+    ) -> None:
+        """Forget what was known of tensors that were written into, in whatever view: their values and their graph."""
+        results = {id(value) for value in _flat(result)}
+        written = [
+            *(args[:1] if _writes(func) else ()),
+            *(v for v in _flat(args) if id(v) in results),
+            kwargs.get("out"),
+        ]
+        storages = {_storage(value) for value in _flat(written) if isinstance(value, Tensor)} - {0} - self._own
+        if not storages:
+            return
+        for key in [key for key, tensor in self._settled.items() if _storage(tensor) in storages]:
+            self._number.pop(key, None)
+            if not settled:
+                del self._settled[key]
 
     def _stand_in(self, value: Any) -> Any:
         """The detached parameter that a rule gets to see in place of a source; other values as they are."""
@@ -201,24 +217,24 @@ class Watch(TorchFunctionMode):
         found = self._viewed(tensor)
         if found is None:
             number: int | None = len(self.sources)
-            self.sources.append(Source(tensor, None, None))
+            self.sources.append(Source(tensor, None, None, get_gradient_edge(tensor)))
         elif found[0] not in self._allowed:
             number = None
         else:
             number = self._windows.setdefault(found, len(self.sources))
             if number == len(self.sources):
-                self.sources.append(Source(tensor, *found))
+                self.sources.append(Source(tensor, *found, get_gradient_edge(tensor)))
         self._number[id(tensor)] = number
         return number
 
     def _viewed(self, tensor: Tensor) -> tuple[int, Window] | None:
         """The parameter of which a tensor shows distinct entries, and which."""
-        storage = tensor.untyped_storage().data_ptr()
+        storage = _storage(tensor)
         for place, source in enumerate(self.sources):
             if source.leaf != place or source.window is not None:
                 continue
             leaf = source.tensor
-            if leaf.untyped_storage().data_ptr() == storage and leaf.dtype == tensor.dtype and leaf.is_contiguous():
+            if _storage(leaf) == storage and leaf.dtype == tensor.dtype and leaf.is_contiguous():
                 window = Window.of(tensor, leaf)
                 if window is not None:
                     return place, window
@@ -255,6 +271,14 @@ class _Tap(torch.autograd.Function):
     def backward(_: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         (gradient,) = gradients
         return gradient, gradient
+
+
+def _storage(tensor: Tensor) -> int:
+    """Where a tensor's memory is; 0 if it has none of its own."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return 0
 
 
 def _writes(func: Callable[..., Any]) -> bool:

@@ -49,7 +49,8 @@ class Network:
             if option is not None and not callable(option):
                 raise InvalidOption(f"{name}: got {type(option).__name__}; expected a function.")
         self.names = select(net, parameters)
-        self._caller = _Caller(_private_copy(net), output, forward)
+        private, self._computed = _private_copy(net)
+        self._caller = _Caller(private, output, forward)
         snapshot = dict(self._caller.net.named_parameters())
         self.leaves: tuple[Tensor, ...] = tuple(snapshot[name].requires_grad_() for name in self.names)
         self.values: tuple[Tensor, ...] = tuple(leaf.detach() for leaf in self.leaves)
@@ -133,11 +134,25 @@ class Network:
         modules = list(self._caller.modules())
         before = [dict(vars(module)) for module in modules]  # a network may keep results of a pass on itself
         try:
-            return functional_call(self._caller, state, (examples.copied(),), tie_weights=False)
+            out = functional_call(self._caller, state, (examples.copied(),), tie_weights=False)
+            self._refuse_stale()
+            return out
         finally:
             for module, attributes in zip(modules, before, strict=True):
                 vars(module).clear()
                 vars(module).update(attributes)
+
+    def _refuse_stale(self) -> None:
+        """Refuse tensors that an earlier pass of the user's left on a module and that this pass has not made anew.
+
+        What is computed from parameters once and then kept has no way back to them in a copy.
+        """
+        for module, name, tensor in self._computed:
+            if vars(module).get(name) is tensor:
+                raise UnsupportedNetwork(
+                    f"net: {type(module).__name__}.{name} is a tensor with a gradient that an earlier pass computed "
+                    "and kept; the Jacobian cannot go through it. Set it to None, or pass the network unused."
+                )
 
     def split(self, vector: Float[Tensor, " p"]) -> tuple[Tensor, ...]:
         """A flat vector as tensors shaped, typed and placed like the parameters."""
@@ -213,7 +228,11 @@ def _places(root: nn.Module, tensor: Tensor) -> tuple[str, ...]:
     return tuple(places)
 
 
-def _private_copy(net: nn.Module) -> nn.Module:
+Computed = list[tuple[nn.Module, str, Tensor]]
+"""Tensors with a graph that modules keep, as detached in a copy: the module, the attribute, and the tensor."""
+
+
+def _private_copy(net: nn.Module) -> tuple[nn.Module, Computed]:
     if isinstance(net, torch.jit.ScriptModule):
         raise UnsupportedNetwork(
             "net: got a TorchScript module, which has no gradients by name; pass the eager module."
@@ -231,6 +250,7 @@ def _private_copy(net: nn.Module) -> nn.Module:
             for value in vars(module).values():
                 if isinstance(value, Tensor) and value.grad_fn is not None:
                     memo[id(value)] = value.detach().clone()
+        detached = {id(value) for value in memo.values()}
         try:
             private = copy.deepcopy(net, memo)
         except Exception as error:
@@ -243,7 +263,19 @@ def _private_copy(net: nn.Module) -> nn.Module:
         for module in private.modules():
             if isinstance(module, nn.Embedding | nn.EmbeddingBag):
                 module.sparse = False  # the same Jacobian, in tensors that can be contracted
-        return private.eval().requires_grad_(False)
+        computed = [
+            (module, name, value)
+            for module in private.modules()
+            for name, value in vars(module).items()
+            if isinstance(value, Tensor) and id(value) in detached
+        ]
+        try:
+            return private.eval().requires_grad_(False), computed
+        except RuntimeError as error:
+            raise UnsupportedNetwork(
+                f"net: its parameters cannot be frozen on a copy: {error}. A scripted or traced module inside? Use the "
+                "eager module."
+            ) from error
 
 
 def _enclosed(function: Any) -> list[Any]:

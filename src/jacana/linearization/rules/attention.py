@@ -82,16 +82,21 @@ class MultiheadAttention(Decomposition):
             biases = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
             projected = tuple(F.linear(*each) for each in zip((query, key, value), weights, biases, strict=True))
         heads = [torch.unflatten(part, 2, (num_heads, -1)).permute(1, 2, 0, 3) for part in projected]
-        logits = heads[0] @ heads[1].mT / math.sqrt(width // num_heads)
+        masks = []
         if attn_mask is not None:
             mask = _additive(attn_mask, query)
             # (L, S), or one for each example and head.
-            logits = logits + (torch.unflatten(mask, 0, (n, num_heads)) if mask.ndim == 3 else mask)
+            masks.append(torch.unflatten(mask, 0, (n, num_heads)) if mask.ndim == 3 else mask)
         if key_padding_mask is not None:
-            logits = logits + _additive(key_padding_mask, query)[:, None, None, :]
-        attention = logits.softmax(dim=-1)
-        mixed = (attention @ heads[2]).permute(2, 0, 1, 3).flatten(2)
-        out = F.linear(mixed, out_proj_weight, out_proj_bias)
+            masks.append(_additive(key_padding_mask, query)[:, None, None, :])
+        total = sum(masks[1:], masks[0]) if masks else None
+        if need_weights:
+            logits = heads[0] @ heads[1].mT / math.sqrt(width // num_heads)
+            attention = (logits if total is None else logits + total).softmax(dim=-1)
+            mixed = attention @ heads[2]
+        else:  # as torch does it: where all keys of a query are masked, the result is 0 rather than NaN
+            mixed = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], attn_mask=total)
+        out = F.linear(mixed.permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias)
         if not need_weights:
             return out, None
         return out, attention.mean(1) if average_attn_weights else attention
