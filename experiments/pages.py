@@ -19,7 +19,7 @@ from experiments.command import read
 __all__ = ["filled", "main"]
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "performance.md")
 
 MARKED = re.compile(r"(<!-- (?P<name>[a-z-]+) -->\n).*?<!-- end -->", re.DOTALL)
 
@@ -67,12 +67,52 @@ def maps(results: dict[str, Any], country: str) -> str:
     return "\n".join(lines)
 
 
+def gram(results: dict[str, Any]) -> str:
+    """Seconds of the dense kernel, beside the obvious way to it and the least that arithmetic allows."""
+    lines = [
+        "| network | examples × outputs | `vmap(jacrev)` | Jacana float32 | float64 | times faster | over the floor |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in results["rows"]:
+        rival, single, double = (row["seconds"].get(name) for name in ("vmap(jacrev)", *DTYPES))
+        other = "" if rival is None else f"{'~' if row['vmap(jacrev)']['extrapolated'] else ''}{_seconds(rival)}"
+        faster = "" if rival is None else f"{rival / single:,.3g} / {rival / double:,.3g}"
+        over = " / ".join(f"{row['seconds'][name] / row['floor_seconds'][kind]:.1f}" for name, kind in DTYPES.items())
+        cells = [f"{row['n']:,} × {row['outputs']}", other, _seconds(single), _seconds(double), faster, over]
+        lines.append(f"| {row['title']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def gram_memory(results: dict[str, Any]) -> str:
+    """Peak memory of the dense kernel of ResNet-20, in processes of their own."""
+    lines = ["| | how | peak MiB | seconds |", "|---|---|---|---|"]
+    for found in results["memory"]:
+        if "error" in found:
+            continue
+        if "chunk" in found:
+            examples, outputs = found["chunk"]
+            how = f"{examples} examples, {outputs or 'all'} outputs at once"
+        else:
+            how = f"`memory_budget` {found['budget'] / 2**20:,.0f} MiB" if found["budget"] else "default"
+        lines.append(f"| {found['method']} | {how} | {found['bytes'] / 2**20:,.0f} | {found['seconds']:.1f} |")
+    return "\n".join(lines)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
+
+
+DTYPES = {"Jacana, float32": "float32", "Jacana, float64": "float64"}
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "digits": ("demo", digits),
     "digits-paired": ("demo", digits_paired),
     "demo-sinusoids": ("demo", lambda results: curves(results["sinusoids"])),
     "sinusoids": ("sinusoids", curves),
     "malaria-burkina-faso": ("malaria", lambda results: maps(results, "BFA")),
+    "gram": ("gram", gram),
+    "gram-memory": ("gram", gram_memory),
     "malaria-cameroon": ("malaria", lambda results: maps(results, "CMR")),
 }
 """Mark to record and table."""

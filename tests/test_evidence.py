@@ -386,3 +386,25 @@ def test_what_was_learned_conditions():
         condition=np.linalg.cond(K + noise**2 * np.eye(len(K))),
         scale=10,
     )
+
+
+def test_layer_kernels_that_do_not_fit_are_computed_again(monkeypatch):
+    from jacana.linearization import kernel
+
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).double()
+    x = torch.randn(12, 2, dtype=torch.float64)
+    y = torch.sin(2 * x.sum(1, keepdim=True)) + 0.05 * torch.randn(12, 1, dtype=torch.float64)
+
+    def learned():
+        gp, likelihood = jacana.maximize_evidence(jacana.TangentGP(net), x, y, prior_std="layers")
+        return gp.condition(x, y, likelihood=likelihood).log_evidence
+
+    kept = learned()
+    monkeypatch.setattr(kernel, "fits", lambda nbytes, device: False)
+    lin = jacana.linearize(net)
+    again = kernel.layer_kernels(lin, lin.examples(x), kernel.Prior.of(lin.network, 1.0))
+    assert isinstance(again, kernel.Recomputed)
+    assert len(again) == 2
+    torch.testing.assert_close(sum(again[:]), jacana.gram(net, x))
+    torch.testing.assert_close(learned(), kept, rtol=1e-9, atol=1e-9)

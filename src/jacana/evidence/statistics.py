@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -43,7 +44,7 @@ class Statistics(ABC):
 class KernelStatistics(Statistics):
     """The side of the data: the shares K_l."""
 
-    def __init__(self, observations: Observations, kernels: list[Tensor]) -> None:
+    def __init__(self, observations: Observations, kernels: Sequence[Tensor]) -> None:
         size = torch.stack([kernel.diagonal().mean().sqrt() for kernel in kernels])
         super().__init__(observations, len(kernels), size)
         self._kernels = kernels
@@ -62,12 +63,12 @@ class _KernelEvidence(torch.autograd.Function):
         scales: Tensor,
         variances: Tensor,
         residual: Tensor,
-        kernels: list[Tensor],
+        kernels: Sequence[Tensor],
     ) -> Tensor:
         factors = scales.detach().tolist()
         covariance = factors[0] ** 2 * kernels[0]
-        for factor, kernel in zip(factors[1:], kernels[1:], strict=True):
-            covariance.add_(kernel, alpha=factor**2)
+        for place in range(1, len(factors)):  # one after the other: they may not fit beside each other
+            covariance.add_(kernels[place], alpha=factors[place] ** 2)
         covariance.diagonal().add_(variances.detach().flatten())
         lower = torch.linalg.cholesky(covariance)
         right = residual.reshape(-1, 1)
@@ -131,8 +132,6 @@ def statistics(observations: Observations, *, layers: bool, progress: bool) -> S
     if model.lin.n_parameters < n_observations and observations.likelihood.noise_std.ndim < 2:
         return FisherStatistics(observations, layers=layers)
     if layers:
-        return KernelStatistics(
-            observations, list(layer_kernels(model.lin, observations.x, model.prior, progress=progress).values())
-        )
+        return KernelStatistics(observations, layer_kernels(model.lin, observations.x, model.prior, progress=progress))
     kernel = dense_kernel(model.lin, observations.x, None, model.prior, progress=progress)
     return KernelStatistics(observations, [kernel])

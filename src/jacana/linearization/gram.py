@@ -95,8 +95,8 @@ def gram(
         dtype: of the contraction. What the network computed is cast before it is multiplied; float32 is faster and
             too rough for a small noise.
         weights: selected parameters by name, with values to take the kernel at in place of θ0.
-        memory_budget: bytes that the answer and the features held may take; a pass over one block of examples comes
-            on top. By default the answer may take what is free, and the features a quarter of it.
+        memory_budget: bytes that the answer and everything held or computed on the way to it may take, beside the probe
+            at the first data. By default the answer may take what is free, and the rest a quarter of what is free.
         progress: a bar while it works.
 
     Returns:
@@ -120,10 +120,8 @@ def gram(
         >>> K, shares = jacana.gram(net, x), jacana.gram(net, x, layers=True)
         >>> list(shares), bool(torch.allclose(K, shares["0"] + shares["2"]))
         (['0', '2'], True)
-        >>> z.requires_grad_()
-        ... jacana.gram(net, x, z).sum().backward()
-        ... z.grad.shape
-        tensor(...)
+        >>> (slope,) = torch.autograd.grad(jacana.gram(net, x, z.requires_grad_()).sum(), z)
+        >>> slope.shape
         torch.Size([4, 2])
     """
     lin = lin if isinstance(lin, Linearization) else linearize(lin)

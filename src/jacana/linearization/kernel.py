@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float64
@@ -11,13 +13,23 @@ from torch import Tensor
 
 from jacana.linearization.features import Features
 from jacana.linearization.linearization import Linearization
-from jacana.linearization.memory import budget, require
+from jacana.linearization.memory import budget, fits, require
 from jacana.linearization.prior import Prior
 from jacana.linearization.shares.share import strips
 from jacana.linearization.tiles import Placed, Room, partition, tiles
 from jacana.networks import Examples, layer_of
 
-__all__ = ["WHOLE", "View", "contract", "dense_kernel", "diagonal_blocks", "layer_kernels", "pull", "push"]
+__all__ = [
+    "WHOLE",
+    "Recomputed",
+    "View",
+    "contract",
+    "dense_kernel",
+    "diagonal_blocks",
+    "layer_kernels",
+    "pull",
+    "push",
+]
 
 
 @dataclass(frozen=True)
@@ -48,14 +60,37 @@ def dense_kernel(
 
 def layer_kernels(
     lin: Linearization, x: Examples, prior: Prior, *, progress: bool = False
-) -> dict[str, Float64[Tensor, "nc nc"]]:
-    """The shares K_l by layer, each with its prior, so that K = Σ_l K_l, from one pass over the network."""
+) -> Sequence[Float64[Tensor, "nc nc"]]:
+    """The shares K_l by layer, each with its prior, so that K = Σ_l K_l, from one pass over the network.
+
+    Where they do not fit beside each other, each is computed again whenever it is asked for.
+    """
     variances = [
         [v if layer_of(name) == layer else 0.0 for name, v in zip(lin.names, prior.variances, strict=True)]
         for layer in lin.layers
     ]
-    kernels = contract(lin, x, None, variances, WHOLE, dtype=torch.float64, progress=progress)
-    return {layer: kernel for layer, (kernel,) in zip(lin.layers, kernels, strict=True)}
+    rows = len(x) * lin.findings(x).n_outputs
+    if fits(8 * len(variances) * rows**2, lin.device):
+        kernels = contract(lin, x, None, variances, WHOLE, dtype=torch.float64, progress=progress)
+        return [kernel for (kernel,) in kernels]
+
+    def layer_kernel(of_layer: list[float]) -> Tensor:
+        return contract(lin, x, None, [of_layer], WHOLE, dtype=torch.float64, progress=progress)[0][0]
+
+    return Recomputed(tuple(functools.partial(layer_kernel, of_layer) for of_layer in variances))
+
+
+@dataclass(frozen=True)
+class Recomputed(Sequence[Tensor]):
+    """Matrices that are not kept: each is computed whenever it is asked for."""
+
+    make: tuple[Callable[[], Tensor], ...]
+
+    def __len__(self) -> int:
+        return len(self.make)
+
+    def __getitem__(self, index: Any) -> Any:
+        return [make() for make in self.make[index]] if isinstance(index, slice) else self.make[index]()
 
 
 def diagonal_blocks(lin: Linearization, x: Examples, prior: Prior) -> Float64[Tensor, "n c c"]:
@@ -125,10 +160,12 @@ def contract(
         memory_budget,
     )
     room = None if memory_budget is None else memory_budget - size
+    # A layer's share alone needs the gradients of its own parameters alone.
+    wanted = frozenset(place for place in range(len(lin.names)) if any(row[place] > 0.0 for row in variances))
 
     def planned() -> list[list[tuple[int, ...]]]:
         found = lin.findings(x1)
-        groups = partition(found, budget(lin.device) if room is None else room)
+        groups = partition(found, wanted, budget(lin.device) if room is None else room)
         require(
             found.passing + 2 * max(sum(found.held[places] for places in group) for group in groups),
             lin.device,
@@ -152,7 +189,7 @@ def contract(
                     ours.accumulate(kernel[rows, columns], theirs, of_kernel, symmetric=x2 is None and i == j)
 
         for group in groups:
-            places = frozenset(place for some in group for place in some)
+            places = wanted.intersection(place for some in group for place in some)
 
             def of(examples: Examples, places: frozenset[int] = places) -> Features:
                 return lin.features(examples, dtype, places=places, flags=flags)

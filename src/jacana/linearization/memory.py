@@ -9,7 +9,7 @@ import torch
 
 from jacana.errors import InsufficientMemory
 
-__all__ = ["budget", "require"]
+__all__ = ["budget", "fits", "require"]
 
 _FRACTION = 0.25
 
@@ -17,6 +17,11 @@ _FRACTION = 0.25
 def budget(device: torch.device) -> int:
     """Bytes that one computation may hold by default: a quarter of what is free on ``device``."""
     return int(_FRACTION * _free(device))
+
+
+def fits(nbytes: int, device: torch.device) -> bool:
+    """Whether as much is free."""
+    return nbytes <= _free(device)
 
 
 def require(nbytes: int, device: torch.device, what: str, cure: str, allowed: int | None = None) -> None:

@@ -34,18 +34,20 @@ class Room:
         """What fits in the bytes that are given, or by default in what is free, for the parameters in ``group``."""
         findings = lin.findings(examples)
         held = [max(1, findings.held[places]) for places in group]
-        (_, block), *_ = lin.bounds(examples, room=None if given is None else given // 4)
+        (_, block), *_ = lin.bounds(examples, room=None if given is None else given // 6)
         room = budget(lin.device) if given is None else given
-        left = room - block * (findings.passing + sum(held)) - min(4 * WORK_BYTES, room // 3)
+        left = room - block * (findings.passing + sum(held)) - min(5 * WORK_BYTES, room // 2)
         return cls(block, max(1, left // sum(held)))
 
 
-def partition(findings: Findings, room: int) -> list[list[tuple[int, ...]]]:
-    """The shares in as few groups as fit: of a group, two examples' features are held while one goes through."""
+def partition(findings: Findings, wanted: frozenset[int], room: int) -> list[list[tuple[int, ...]]]:
+    """The shares that are wanted in as few groups as fit: of each, two examples are held while one goes through."""
     most = max(0, room - findings.passing) // 2
     groups: list[list[tuple[int, ...]]] = []
     filled = 0
     for places, nbytes in findings.held.items():
+        if wanted.isdisjoint(places):
+            continue
         if not groups or filled + nbytes > most:
             groups.append([])
             filled = 0

@@ -87,9 +87,11 @@ class Outer(Share):
         if (way or min(counts, key=counts.__getitem__)) == "factored":
             self._factored(kernel, other, of_weight, of_bias, symmetric)
             return
-        for start, stop in self._chunks(self.n + other.n):
-            left = self.formed_rows(start, stop)
-            right = left if other is self else other.formed_rows(start, stop)
+        inputs = within_work(self.activations, self.dtype)
+        other_inputs = inputs if other is self else within_work(other.activations, self.dtype)
+        for start, stop in self._chunks(self.n if other is self else self.n + other.n):
+            left = self.formed_rows(start, stop, inputs)
+            right = left if other is self else other.formed_rows(start, stop, other_inputs)
             add_product(kernel, left, right, of_weight, symmetric=symmetric)
         if of_bias > 0.0 and self.bias is not None:
             left = self.dense(self.bias)
@@ -174,9 +176,10 @@ class Outer(Share):
     def holding(self, tensors: Sequence[Tensor]) -> Outer:
         return Outer(self.weight, self.bias, tensors[0], tensors[1], self.dtype)
 
-    def formed_rows(self, start: int, stop: int) -> Float[Tensor, "nc q"]:
-        """Rows ``start`` to ``stop`` of the weight's gradients, Σ_t g_t ⊗ a_t."""
-        inputs, cotangents = self.activations, self.cotangents[..., start:stop].transpose(2, 3).flatten(1, 2)
+    def formed_rows(self, start: int, stop: int, inputs: Tensor | None = None) -> Float[Tensor, "nc q"]:
+        """Rows ``start`` to ``stop`` of the weight's gradients, Σ_t g_t ⊗ a_t; ``inputs`` if these have been cast."""
+        inputs = self.activations if inputs is None else inputs
+        cotangents = self.cotangents[..., start:stop].transpose(2, 3).flatten(1, 2)
         size = max(1, WORK_BYTES // max(1, inputs[0].numel() * self.dtype.itemsize))
         pieces = [
             torch.bmm(cotangents[i : i + size].to(self.dtype), inputs[i : i + size].to(self.dtype))
