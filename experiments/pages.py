@@ -83,6 +83,19 @@ def gram(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def peer(results: dict[str, Any]) -> str:
+    """Seconds of the dense kernel of the perceptron beside neural-tangents."""
+    lines = [
+        "| examples × outputs | neural-tangents, float32 | Jacana float32 | float64 | times faster |",
+        "|---|---|---|---|---|",
+    ]
+    for row in results["rows"]:
+        other, single, double = row["neural_tangents"], row["float32"], row["float64"]
+        cells = [f"{row['n']:,} × 10", *map(_seconds, (other, single, double))]
+        lines.append(f"| {' | '.join(cells)} | {other / single:.1f} / {other / double:.1f} |")
+    return "\n".join(lines)
+
+
 def gram_memory(results: dict[str, Any]) -> str:
     """Peak memory of the dense kernel of ResNet-20, in processes of their own."""
     lines = ["| | how | peak MiB | seconds |", "|---|---|---|---|"]
@@ -91,7 +104,7 @@ def gram_memory(results: dict[str, Any]) -> str:
             continue
         if "chunk" in found:
             examples, outputs = found["chunk"]
-            how = f"{examples} examples, {outputs or 'all'} outputs at once"
+            how = f"{examples} examples at once, " + ("one output" if outputs == 1 else "all outputs")
         else:
             how = f"`memory_budget` {found['budget'] / 2**20:,.0f} MiB" if found["budget"] else "default"
         lines.append(f"| {found['method']} | {how} | {found['bytes'] / 2**20:,.0f} | {found['seconds']:.1f} |")
@@ -113,6 +126,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "malaria-burkina-faso": ("malaria", lambda results: maps(results, "BFA")),
     "gram": ("gram", gram),
     "gram-memory": ("gram", gram_memory),
+    "peer": ("peer", peer),
     "malaria-cameroon": ("malaria", lambda results: maps(results, "CMR")),
 }
 """Mark to record and table."""

@@ -68,20 +68,22 @@ class Tokens(Share):
         if (way or min(counts, key=counts.__getitem__)) == "factored":
             self._factored(kernel, other, variance, symmetric)
             return
-        # Only tokens that occur on both sides meet. How many there are, the device must be asked.
-        met, ours = torch.unique(self.ids, return_inverse=True)
-        if other is self:
-            theirs = ours
-        else:
-            theirs = torch.searchsorted(met, other.ids).clamp(max=len(met) - 1)
-            theirs = torch.where(met[theirs] == other.ids, theirs, len(met))
+        # Only tokens that occur here can meet: each has a slot. How many they are, the device is not asked.
+        slots = min(self.rows, self.ids.numel())
+        ordered, order = self.ids.flatten().sort()
+        slot = torch.cat([ordered.new_zeros(1), (ordered[1:] != ordered[:-1]).long()]).cumsum(0)
+        ours = torch.empty_like(slot).scatter_(0, order, slot).view_as(self.ids)
+        theirs = ours
+        if other is not self:
+            found = torch.searchsorted(ordered, other.ids).clamp(max=len(ordered) - 1)
+            theirs = torch.where(ordered[found] == other.ids, slot[found], slots)
         d = self.cotangents.shape[3]
-        size = max(1, min(d, WORK_BYTES // ((self.n + other.n) * self.c * (len(met) + 1) * self.dtype.itemsize)))
+        size = max(1, min(d, WORK_BYTES // ((self.n + other.n) * self.c * (slots + 1) * self.dtype.itemsize)))
         for start in range(0, d, size):
-            left = self.scattered(ours, len(met) + 1, start, start + size)
-            right = left if other is self else other.scattered(theirs, len(met) + 1, start, start + size)
+            left = self.scattered(ours, slots + 1, start, start + size)
+            right = left if other is self else other.scattered(theirs, slots + 1, start, start + size)
             if other is not self:  # the last row gathers tokens that only the other side has
-                right.view(other.n * self.c, len(met) + 1, -1)[:, -1] = 0.0
+                right.view(other.n * self.c, slots + 1, -1)[:, -1] = 0.0
             add_product(kernel, left, right, variance, symmetric=symmetric)
 
     def _factored(self, kernel: Tensor, other: Tokens, variance: float, symmetric: bool) -> None:
