@@ -100,7 +100,7 @@ class Tokens(Share):
 
     def _counts(self, n: int, m: int, s: int) -> dict[str, float]:
         c, t, d = self.c, self.ids.shape[1], self.cotangents.shape[3]
-        met = min(self.rows, n * t, m * s)  # at the most
+        met = min(self.rows, n * t)  # at the most
         factored = (2.0 * d + ELEMENTWISE) * n * m * c * c * t * s
         formed = 2.0 * n * m * c * c * (met + 1) * d + ELEMENTWISE * (n + m) * c * (met + 1) * d
         return {"factored": factored, "formed": formed}
