@@ -92,7 +92,9 @@ class Explanation:
 def explain(lin: Linearization | nn.Module, x: Data) -> Explanation:
     """Tell how :func:`~jacana.gram` computes the kernel of ``x``, operation by operation, without computing it.
 
-    Parameters that show ``autodiff`` are covered by no rule: they are exact, slow, and cost a gradient an example.
+    Parameters that show ``autodiff`` are covered by no rule: they are exact, slow, and cost a gradient an example. What
+    is told of two examples holds for all, unless the network goes other ways with others or puts them in another order
+    by their values: the kernel looks at every block, and what a rule would misread there goes through autodiff too.
 
     Args:
         lin: a linearization, or a network to linearize in all its trainable parameters.
