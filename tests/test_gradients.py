@@ -172,6 +172,7 @@ def test_checkpointed_layers_have_gradients_of_inputs():
         ({"2.weights": torch.zeros(2, 4)}, "'2.weights' is no selected parameter"),
         ({"2.weight": torch.zeros(4, 2)}, r"shape \(4, 2\).*expected floating point, shape \(2, 4\)"),
         ({"2.weight": torch.zeros(2, 4, dtype=torch.int64)}, "int64"),
+        ({"2.weight": torch.full((2, 4), float("nan"))}, "NaN or infinite values for '2.weight'"),
     ],
 )
 def test_bad_weights_are_refused(weights, message):

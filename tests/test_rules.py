@@ -933,3 +933,32 @@ def test_scripted_modules_inside_are_refused():
 
     with pytest.raises(jacana.errors.UnsupportedNetwork, match="eager"):
         jacana.gram(Outer(), torch.randn(4, 3))
+
+
+class Halved(nn.Module):
+    """Each example uses one half of a weight; examples that all use the same half never touch the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.W, self.o = normal(6, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        up = x[:, :1] > 0
+        if up.all():
+            return self.o(F.linear(x, self.W[:3]))
+        if not up.any():
+            return self.o(F.linear(x, self.W[3:]))
+        return self.o(torch.where(up, F.linear(x, self.W[:3]), F.linear(x, self.W[3:])))
+
+
+def test_blocks_that_use_different_windows_of_a_parameter():
+    torch.manual_seed(0)
+    net, x = Halved().double(), torch.randn(12, 3, dtype=DOUBLE)
+    x[:, 0] = torch.cat([x[:6, 0].abs(), -x[6:, 0].abs()])
+    J = oracles.jacobian(net, x)
+    lin = jacana.linearize(net)
+    oracles.assert_close(jacana.gram(lin, x[:6], x[6:]), J[:12] @ J[12:].T, DOUBLE)
+    findings = lin.findings(lin.examples(x))
+    for examples in (2, 4, 6, 60):  # blocks and slabs of one half, of the other, of both
+        room = 8 * 24**2 + examples * 6 * findings.bytes_per_example
+        oracles.assert_close(jacana.gram(lin, x, memory_budget=room), J @ J.T, DOUBLE)

@@ -21,7 +21,7 @@ def named_weights(lin: Linearization, weights: Mapping[str, Tensor] | None) -> d
     """Values in place of θ0, by the number of the parameter, in its dtype and on its device.
 
     Raises:
-        InvalidOption: a name that is no selected parameter, or another shape.
+        InvalidOption: a name that is no selected parameter, another shape, or values that are not finite.
     """
     found = {}
     for name, value in (weights or {}).items():
@@ -32,6 +32,8 @@ def named_weights(lin: Linearization, weights: Mapping[str, Tensor] | None) -> d
         if not isinstance(value, Tensor) or value.shape != own.shape or not value.is_floating_point():
             got = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
             raise InvalidOption(f"weights: got {got} for {name!r}; expected floating point, shape {tuple(own.shape)}.")
+        if not bool(torch.isfinite(value).all()):
+            raise InvalidOption(f"weights: got NaN or infinite values for {name!r}; expected finite numbers.")
         found[place] = value.to(own.device, own.dtype)
     return found
 

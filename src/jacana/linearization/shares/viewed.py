@@ -69,13 +69,13 @@ class Viewed(Share):
         self, parts: Sequence[Share], sources: Mapping[int, tuple[int, Window | None]], sizes: Mapping[int, int]
     ) -> None:
         super().__init__(sorted(sizes), parts[0].n, parts[0].c, parts[0].dtype)
-        self.parts, self._sources, self._sizes = tuple(parts), dict(sources), dict(sizes)
+        self.parts, self.sources, self._sizes = tuple(parts), dict(sources), dict(sizes)
 
     def dense(self, place: int) -> Float[Tensor, "nc q"]:
         rows = torch.zeros(self.n * self.c, self._sizes[place], dtype=self.dtype, device=self.parts[0].held()[0].device)
         for part in self.parts:
             for source in part.places:
-                leaf, window = self._sources[source]
+                leaf, window = self.sources[source]
                 if leaf == place:
                     self._put(rows, window, part.dense(source))
         return rows
@@ -89,7 +89,8 @@ class Viewed(Share):
         symmetric: bool = False,
         way: str | None = None,
     ) -> None:
-        if isinstance(other, Viewed) and [p.places for p in other.parts] == [p.places for p in self.parts]:
+        # Sources are numbered pass by pass: another block may have given a number to another window.
+        if isinstance(other, Viewed) and other.views == self.views:
             for ours, theirs in zip(self.parts, other.parts, strict=True):
                 ours.accumulate(kernel, theirs, self._lifted(variances), symmetric=symmetric)
             return
@@ -104,17 +105,17 @@ class Viewed(Share):
         return torch.stack([part.blocks(self._lifted(variances)) for part in self.parts]).sum(0)
 
     def of_output(self, k: int) -> Viewed:
-        return Viewed([part.of_output(k) for part in self.parts], self._sources, self._sizes)
+        return Viewed([part.of_output(k) for part in self.parts], self.sources, self._sizes)
 
     def folded(self) -> Viewed:
-        return Viewed([part.folded() for part in self.parts], self._sources, self._sizes)
+        return Viewed([part.folded() for part in self.parts], self.sources, self._sizes)
 
     def pull(self, cotangents: Float[Tensor, "nc k"]) -> dict[int, Float[Tensor, "q k"]]:
         k = cotangents.shape[1]
         pulled = {place: cotangents.new_zeros(k, size) for place, size in self._sizes.items()}
         for part in self.parts:
             for source, piece in part.pull(cotangents).items():
-                leaf, window = self._sources[source]
+                leaf, window = self.sources[source]
                 self._put(pulled[leaf], window, piece.T)
         return {place: rows.T for place, rows in pulled.items()}
 
@@ -124,7 +125,7 @@ class Viewed(Share):
         for part in self.parts:
             pieces = {}
             for source in part.places:
-                leaf, window = self._sources[source]
+                leaf, window = self.sources[source]
                 pieces[source] = (rows[leaf] if window is None else window.cut(rows[leaf]).flatten(1)).T
             products.append(part.push(pieces))
         return torch.stack(products).sum(0)
@@ -132,14 +133,23 @@ class Viewed(Share):
     def held(self) -> tuple[Tensor, ...]:
         return tuple(tensor for part in self.parts for tensor in part.held())
 
+    @property
+    def views(self) -> list[list[tuple[int, int, Window | None]]]:
+        """The sources of each part, and what they show of which parameter."""
+        return [[(source, *self.sources[source]) for source in part.places] for part in self.parts]
+
+    @property
+    def layout(self) -> tuple[object, ...]:
+        return (*super().layout, self.views, [part.layout for part in self.parts])
+
     def holding(self, tensors: Sequence[Tensor]) -> Viewed:
         remaining = iter(tensors)
         parts = [part.holding([next(remaining) for _ in part.held()]) for part in self.parts]
-        return Viewed(parts, self._sources, self._sizes)
+        return Viewed(parts, self.sources, self._sizes)
 
     def _lifted(self, variances: Sequence[float]) -> list[float]:
-        lifted = [0.0] * (1 + max(self._sources))
-        for source, (leaf, _) in self._sources.items():
+        lifted = [0.0] * (1 + max(self.sources))
+        for source, (leaf, _) in self.sources.items():
             lifted[source] = variances[leaf]
         return lifted
 
