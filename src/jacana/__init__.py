@@ -16,12 +16,19 @@ The whole pipeline, from a network to error bars:
 from jacana import errors as errors
 from jacana.estimators import NTKRegressor as NTKRegressor
 from jacana.evidence import maximize_evidence as maximize_evidence
+from jacana.likelihoods import Bernoulli as Bernoulli
+from jacana.likelihoods import Categorical as Categorical
 from jacana.likelihoods import Gaussian as Gaussian
+from jacana.likelihoods import HeteroscedasticGaussian as HeteroscedasticGaussian
+from jacana.likelihoods import Likelihood as Likelihood
+from jacana.likelihoods import Poisson as Poisson
 from jacana.linearization import Linearization as Linearization
 from jacana.linearization import explain as explain
 from jacana.linearization import gram as gram
 from jacana.linearization import linearize as linearize
 from jacana.operators import NTK as NTK
+from jacana.operators import EmpiricalFisher as EmpiricalFisher
+from jacana.operators import Fisher as Fisher
 from jacana.operators import Jacobian as Jacobian
 from jacana.posteriors import FunctionSpace as FunctionSpace
 from jacana.posteriors import LeaveOneOut as LeaveOneOut
@@ -33,13 +40,20 @@ from jacana.solvers import Cholesky as Cholesky
 
 __all__ = [
     "NTK",
+    "Bernoulli",
+    "Categorical",
     "Cholesky",
+    "EmpiricalFisher",
+    "Fisher",
     "FunctionSpace",
     "Gaussian",
+    "HeteroscedasticGaussian",
     "Jacobian",
     "LeaveOneOut",
+    "Likelihood",
     "Linearization",
     "NTKRegressor",
+    "Poisson",
     "Posterior",
     "Prediction",
     "TangentGP",

@@ -31,6 +31,8 @@ def pieces():
         "K": jacana.NTK(lin, x1, prior_std=scales),
         "C": jacana.NTK(lin, x1, x2, prior_std=scales),
         "D": jacana.NTK(lin, x1, x2),
+        "F": jacana.Fisher(lin, x1, jacana.Gaussian([0.5, 2.0])),
+        "E": jacana.EmpiricalFisher(lin, x1, torch.linspace(-1, 1, 8, dtype=DOUBLE).view(4, 2), jacana.Gaussian(0.5)),
     }
 
 
@@ -47,6 +49,11 @@ EXAMPLES = {
     "negative": lambda o: -o["J"],
     "sum of sums": lambda o: (o["C"] + o["D"]) + 0.5 * (o["C"] - o["D"]),
     "transposed sum": lambda o: (o["C"] + 3.0 * o["D"]).T,
+    "Fisher": lambda o: o["F"],
+    "empirical Fisher": lambda o: o["E"],
+    "sum of Fishers": lambda o: o["F"] + 2.0 * o["E"],
+    "product": lambda o: o["J"].T @ o["J"],
+    "transposed product": lambda o: (o["J"] @ o["F"]).T,
     "nothing left": lambda o: o["K"] - o["K"],
 }
 OPERATORS = pytest.mark.parametrize("make", EXAMPLES.values(), ids=EXAMPLES)

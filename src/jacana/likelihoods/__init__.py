@@ -1,3 +1,8 @@
 """Likelihoods: how observations come from function values, one file each."""
 
+from jacana.likelihoods.bernoulli import Bernoulli as Bernoulli
+from jacana.likelihoods.categorical import Categorical as Categorical
 from jacana.likelihoods.gaussian import Gaussian as Gaussian
+from jacana.likelihoods.heteroscedastic_gaussian import HeteroscedasticGaussian as HeteroscedasticGaussian
+from jacana.likelihoods.likelihood import Likelihood as Likelihood
+from jacana.likelihoods.poisson import Poisson as Poisson

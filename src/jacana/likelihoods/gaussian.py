@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from jacana.errors import InvalidOption
+from jacana.likelihoods.likelihood import Likelihood
 
 __all__ = ["Gaussian"]
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Gaussian:
+class Gaussian(Likelihood):
     """y = f(x) + ε with noise of standard deviation ``noise_std``.
+
+        ∇ log p = (y − f) / σ²,     H = diag(1 / σ²)
 
     Args:
         noise_std: σ in the units of y: a number; (c,), one for each output; or (n, c), one for each observation.
@@ -54,6 +58,33 @@ class Gaussian:
                 f"noise_std: got {noise_std!r}; expected finite standard deviations, zero or larger (σ, not σ²)."
             )
         object.__setattr__(self, "noise_std", std)
+
+    def log_prob(self, f: Float[Tensor, "n c"], y: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
+        precision = self._precisions(f)
+        return 0.5 * (precision.log() - precision * (y.to(f) - f).square() - math.log(2.0 * math.pi)).sum(1)
+
+    def gradient(self, f: Float[Tensor, "n c"], y: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        return self._precisions(f) * (y.to(f) - f)
+
+    def curvature(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c c"]:
+        return torch.diag_embed(self._precisions(f))
+
+    def curvature_times(self, f: Float[Tensor, "n c"], v: Float[Tensor, "n c k"]) -> Float[Tensor, "n c k"]:
+        return self._precisions(f).to(v).unsqueeze(2) * v
+
+    def curvature_root(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c c"]:
+        return torch.diag_embed(self._precisions(f).sqrt())
+
+    def check(self, n: int, c: int) -> None:
+        self.variances(n, c, torch.device("cpu"))
+
+    def part(self, start: int, stop: int) -> Gaussian:
+        return Gaussian(self.noise_std[start:stop]) if self.noise_std.ndim == 2 else self
+
+    def _precisions(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        if bool((self.noise_std == 0.0).any()):
+            raise InvalidOption("noise_std: got zero, where the density is infinite; give a positive noise.")
+        return self.variances(f.shape[0], f.shape[1], f.device).reciprocal().to(f)
 
     def variances(self, n: int, c: int, device: torch.device) -> Float64[Tensor, "n c"]:
         """σ² of every observation.

@@ -14,3 +14,4 @@ from jacana.linearization.memory import budget as budget
 from jacana.linearization.memory import require as require
 from jacana.linearization.prior import Prior as Prior
 from jacana.linearization.prior import PriorStd as PriorStd
+from jacana.linearization.products import Products as Products

@@ -69,6 +69,19 @@ class Features:
         return Features(self.n, 1, [share.folded() for share in self.shares])
 
     @_exact
+    def mixed(self, weights: Float[Tensor, "n c r"]) -> Features:
+        """The rows of each example combined, R_iᵀ J_i."""
+        return Features(self.n, weights.shape[2], [share.mixed(weights) for share in self.shares])
+
+    @_exact
+    def squares(self) -> Float[Tensor, " p"]:
+        """Σ over the rows of the squared entries."""
+        found: dict[int, Tensor] = {}
+        for share in self.shares:
+            found |= share.squares()
+        return torch.cat([found[place] for place in sorted(found)])
+
+    @_exact
     def accumulate(
         self, kernel: Float[Tensor, "nc mc"], other: Features, variances: Sequence[float], *, symmetric: bool = False
     ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from numbers import Integral
 from typing import Any, final
@@ -12,9 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jacana.errors import InvalidData, InvalidOption
+from jacana.linearization.columns import Columns
 from jacana.linearization.features import Features, features
-from jacana.linearization.memory import budget
-from jacana.linearization.probe import Findings, probe
+from jacana.linearization.inquiry import Inquiry
+from jacana.linearization.keeping import Keeping
+from jacana.linearization.memory import budget, keep_freed
+from jacana.linearization.probe import Findings
 from jacana.networks import (
     Data,
     Examples,
@@ -27,7 +29,7 @@ from jacana.networks import (
     refuse_infinite,
 )
 
-__all__ = ["Linearization", "linearize"]
+__all__ = ["Linearization", "linearize", "valid_batch_size"]
 
 _BATCH_SIZE = 256
 _BLOCK_BYTES = 2**29
@@ -77,6 +79,7 @@ def linearize(
     """
     network = Network(net, parameters, output, forward)
     refuse_batch_statistics(network)
+    keep_freed()
     return Linearization(network, batch_size)
 
 
@@ -99,11 +102,9 @@ class Linearization:
 
     def __init__(self, network: Network, batch_size: int | None = None) -> None:
         self.network = network
-        self._batch_size = _valid_batch_size(batch_size) or _BATCH_SIZE
-        self._findings: dict[tuple[Any, ...], Findings] = {}
-        self._doubted: set[tuple[Any, ...]] = set()
+        self._batch_size = valid_batch_size(batch_size) or _BATCH_SIZE
+        self._inquiry = Inquiry(network)
         self._room: int | None = None
-        self._guard = threading.RLock()
 
     @property
     def n_parameters(self) -> int:
@@ -129,12 +130,6 @@ class Linearization:
     def device(self) -> torch.device:
         """Where the network is."""
         return self.network.device
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "_guard"}  # a lock cannot be copied
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _guard=threading.RLock())
 
     def __repr__(self) -> str:
         kind = type(self.network.module).__name__
@@ -231,26 +226,30 @@ class Linearization:
             return examples, targets.to(self.device)
 
     def findings(self, examples: Examples) -> Findings:
-        """What the probe found for inputs like these; one lone example is probed again when more come."""
-        key = self._key(examples)
-        with self._guard:
-            if key not in self._findings:
-                self._findings[key] = probe(self.network, examples.detached())
-            return self._findings[key]
+        """What the probe found for inputs like these."""
+        return self._inquiry.findings(examples)
+
+    def keeping(self, examples: Examples) -> Keeping:
+        """How graphs for inputs like these are kept."""
+        return self._inquiry.keeping(examples)
+
+    @property
+    def columns(self) -> Columns:
+        """How several columns are multiplied."""
+        return self._inquiry.columns
+
+    @property
+    def batch_size(self) -> int:
+        """Examples in one pass."""
+        return self._batch_size
 
     def trusts(self, examples: Examples) -> bool:
         """Whether blocks of inputs like these have always been what the probe found."""
-        return self._key(examples) not in self._doubted
+        return self._inquiry.trusts(examples)
 
     def doubt(self, examples: Examples) -> None:
         """Look at each block of inputs like these from now on."""
-        with self._guard:
-            self._doubted.add(self._key(examples))
-            self._findings[self._key(examples)] = probe(self.network, examples.detached(), thorough=True)
-
-    @staticmethod
-    def _key(examples: Examples) -> tuple[Any, ...]:
-        return (*examples.kind, examples.shapes, len(examples) > 1)  # a network may branch on shapes
+        self._inquiry.doubt(examples)
 
     def blocks(
         self, examples: Examples, *, dtype: torch.dtype = torch.float64, batch_size: int | None = None
@@ -272,7 +271,7 @@ class Linearization:
         most = min(_BLOCK_BYTES, self._room if room is None else room) // max(
             1, self.findings(examples).bytes_per_example
         )
-        size = _valid_batch_size(batch_size) or max(1, min(4 * self._batch_size, most))
+        size = valid_batch_size(batch_size) or max(1, min(4 * self._batch_size, most))
         return [(start, min(start + size, len(examples))) for start in range(0, len(examples), size)]
 
     def features(
@@ -310,7 +309,7 @@ class Linearization:
         return total
 
     def _batches(self, examples: Examples, batch_size: int | None) -> Iterator[Examples]:
-        return examples.batches(_valid_batch_size(batch_size) or self._batch_size)
+        return examples.batches(valid_batch_size(batch_size) or self._batch_size)
 
     def _vector(self, value: Any, name: str, lengths: tuple[int, ...], expected: str) -> Tensor:
         try:
@@ -325,7 +324,12 @@ class Linearization:
             return (tensor.clone() if tensor.is_inference() else tensor).to(self.device, self.dtype)
 
 
-def _valid_batch_size(batch_size: Any) -> int | None:
+def valid_batch_size(batch_size: Any) -> int | None:
+    """A number of examples, or None.
+
+    Raises:
+        InvalidOption: anything else.
+    """
     if batch_size is None:
         return None
     if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:

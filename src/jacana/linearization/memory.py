@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import torch
 
 from jacana.errors import InsufficientMemory
 
-__all__ = ["budget", "fits", "require"]
+__all__ = ["budget", "fits", "keep_freed", "require"]
 
 _FRACTION = 0.25
+_LARGEST = 2**25 - 2**16
+"""Just below what glibc's allocator learns from at the most (M_MMAP_THRESHOLD, mallopt(3))."""
 
 
 def budget(device: torch.device) -> int:
@@ -33,6 +36,16 @@ def require(nbytes: int, device: torch.device, what: str, cure: str, allowed: in
     room, which = (_free(device), "are free") if allowed is None else (max(0, allowed), "of memory_budget are left")
     if nbytes > room:
         raise InsufficientMemory(f"{what} takes {nbytes / 2**30:.2g} GiB where {room / 2**30:.2g} GiB {which}; {cure}")
+
+
+@functools.cache
+def keep_freed() -> None:
+    """Let the process keep the memory that intermediate results leave, for the next ones, where it would hand it back.
+
+    glibc raises its limits to the largest block that was ever freed. Fresh pages cost as much as the arithmetic on
+    them: repeated products are up to 1.4 times slower without this. The block is not touched, and costs nothing.
+    """
+    torch.empty(_LARGEST, dtype=torch.uint8)
 
 
 def _free(device: torch.device) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from jacana.errors import UnsupportedNetwork
 from jacana.linearization.features import Features, features
+from jacana.linearization.keeping import graph_bytes
 from jacana.linearization.routes import ROUTES, Route, Rows, rows
 from jacana.networks import Examples, Network, audit, differentiable
 
@@ -97,7 +98,7 @@ def probe(network: Network, examples: Examples, *, thorough: bool = False) -> Fi
         if found is None:
             vectorises = _right_places(network, few, truth, chosen, frozenset(), vectorises=True)[0] == every
             ruled, found = _right_places(network, few, truth, chosen, every, vectorises=vectorises)
-        graph = _graph_bytes(network, few)
+        graph = graph_bytes(network, few)
         if found is None:
             sizes: dict[tuple[int, ...], int] = {(place,): 4 * c * size for place, size in enumerate(network.sizes)}
             return Findings(c, flat, route, ruled, vectorises, sizes, graph)
@@ -110,25 +111,6 @@ def probe(network: Network, examples: Examples, *, thorough: bool = False) -> Fi
         by_autodiff = any(share.origin == "autodiff" for share in found.shares)
         passing = found.transient // len(few) + (1 + c if by_autodiff and vectorises else 1) * graph
         return Findings(c, flat, route, ruled, vectorises, held, int(_LOST * passing))
-
-
-def _graph_bytes(network: Network, few: Examples) -> int:
-    """What one example's forward pass keeps for the backward pass."""
-    own = {value.untyped_storage().data_ptr() for value in network.values}
-    kept: dict[int, int] = {}
-
-    def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    try:
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            network.record(few)
-    except Exception:  # noqa: BLE001 - torch.func inside the network does not go with hooks
-        return 0
-    return sum(kept.values()) // len(few)
 
 
 def _test_vector(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from jacana.errors import InvalidData
 
-__all__ = ["Data", "Examples", "as_examples", "as_pairs", "as_targets"]
+__all__ = ["Data", "Examples", "as_examples", "as_pairs", "as_targets", "joined", "split_batch"]
 
 if TYPE_CHECKING:
     Data: TypeAlias = Tensor | np.ndarray | Mapping[str, Any] | tuple[Any, ...] | DataLoader[Any] | "Examples"
@@ -85,24 +85,36 @@ class Examples:
         Raises:
             InvalidData: when the two have different structures.
         """
-        if (self.keys, self.single) != (others.keys, others.single):
-            raise InvalidData(
-                f"x: got examples made of {others._structure()} after examples made of {self._structure()}; "
-                "give the new examples in the structure of the first."
-            )
-        pairs = zip(self.tensors, others.tensors, strict=True)
-        if any(a.shape[1:] != b.shape[1:] for a, b in pairs):
-            raise InvalidData(
-                f"x: got examples of shape {[tuple(t.shape[1:]) for t in others.tensors]} after examples of shape "
-                f"{[tuple(t.shape[1:]) for t in self.tensors]}; they must agree (pad sequences to one length)."
-            )
-        joined = tuple(torch.cat([a, b]) for a, b in zip(self.tensors, others.tensors, strict=True))
-        return Examples(joined, self.keys, self.single, self.name)
+        return joined([self, others])
 
-    def _structure(self) -> str:
+    @property
+    def structure(self) -> str:
+        """Its structure in words."""
         if self.keys:
             return f"the keywords {list(self.keys)}"
         return "one tensor" if self.single else f"a tuple of {len(self.tensors)} tensors"
+
+
+def joined(parts: Sequence[Examples]) -> Examples:
+    """One set of examples after the other.
+
+    Raises:
+        InvalidData: when they have different structures.
+    """
+    first = parts[0]
+    for others in parts[1:]:
+        if (first.keys, first.single) != (others.keys, others.single):
+            raise InvalidData(
+                f"{first.name}: got examples made of {others.structure} after examples made of {first.structure}; "
+                "give the new examples in the structure of the first."
+            )
+        if first.shapes != others.shapes:
+            raise InvalidData(
+                f"{first.name}: got examples of shape {[tuple(shape) for shape in others.shapes]} after examples of "
+                f"shape {[tuple(shape) for shape in first.shapes]}; they must agree (pad sequences to one length)."
+            )
+    tensors = tuple(torch.cat(column) for column in zip(*(part.tensors for part in parts), strict=True))
+    return replace(first, tensors=tensors)
 
 
 def as_examples(
@@ -243,12 +255,12 @@ def _cast(tensor: Tensor, dtype: torch.dtype, device: torch.device, name: str) -
 def _read(loader: DataLoader[Any], name: str, *, ordered: bool) -> tuple[Any, Any]:
     """All inputs and, where there are any, all targets of one pass; torch's generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        parts = [_split(batch) for batch in loader]
+        parts = [split_batch(batch) for batch in loader]
         if not parts:
             raise InvalidData(f"{name}: the DataLoader gave no batch; expected at least one example.")
         if ordered:
             again = next(iter(loader), None)
-            if again is None or not _same(parts[0][0], _split(again)[0]):
+            if again is None or not _same(parts[0][0], split_batch(again)[0]):
                 raise InvalidData(
                     f"{name}: the DataLoader gives other examples on a second pass, so results could not be matched "
                     "with examples; use shuffle=False and no random augmentation."
@@ -259,7 +271,12 @@ def _read(loader: DataLoader[Any], name: str, *, ordered: bool) -> tuple[Any, An
     return _join([inputs for inputs, _ in parts], name), _join(targets, "y")
 
 
-def _split(batch: Any) -> tuple[Any, Any]:
+def split_batch(batch: Any) -> tuple[Any, Any]:
+    """What a loader gives as inputs and, where there are any, targets.
+
+    Raises:
+        InvalidData: more than a pair.
+    """
     if isinstance(batch, list | tuple):
         if len(batch) == 1:
             return batch[0], None

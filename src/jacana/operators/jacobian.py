@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jacana.linearization import Linearization, linearize
+from jacana.linearization import Linearization, Products
 from jacana.networks import Data
 from jacana.operators.operator import Operator
 
@@ -19,12 +19,17 @@ __all__ = ["Jacobian"]
 class Jacobian(Operator):
     """J = ∂f(x; θ0)/∂θ, shape (n·c, p): row i·c + k is output k of example i.
 
-    ``J @ v`` costs one tangent pass a column, ``J.T @ u`` one forward and one backward pass a column, in mini-batches;
-    J itself is never formed but by ``to_dense()``, which holds n·c·p numbers.
+    ``J @ v`` is one tangent pass a column, ``J.T @ u`` one forward and one backward pass a column, in mini-batches.
+    What is used again is kept: later products at 2/3 of the cost of a forward and backward pass. J itself is never
+    formed but by ``to_dense()``, which holds n·c·p numbers.
 
     Args:
         lin: a linearization, or a network to linearize in all its trainable parameters.
-        x: n examples.
+        x: n examples; a loader is read again at every product, so that the data need not fit in memory, and must give
+            the same examples in the same order each time.
+        memory_budget: bytes that may be kept from one product to the next; by default a quarter of what is free.
+        batch_size: examples in one pass; by default that of the linearization.
+        vectorize: whether several columns are multiplied at once; by default what was faster when it was timed.
 
     Raises:
         InvalidData: examples that cannot be used.
@@ -40,32 +45,34 @@ class Jacobian(Operator):
         (torch.Size([15]), torch.Size([51, 4]), torch.Size([15, 51]))
     """
 
-    def __init__(self, lin: Linearization | nn.Module, x: Data) -> None:
-        self._lin = lin if isinstance(lin, Linearization) else linearize(lin)
-        self._examples = self._lin.examples(x).copied()
-        rows = len(self._examples) * self._lin.findings(self._examples).n_outputs
-        self._shape = torch.Size((rows, self._lin.n_parameters))
+    def __init__(
+        self,
+        lin: Linearization | nn.Module,
+        x: Data,
+        *,
+        memory_budget: int | float | None = None,
+        batch_size: int | None = None,
+        vectorize: bool | None = None,
+    ) -> None:
+        self._products = Products(lin, x, memory_budget=memory_budget, batch_size=batch_size, vectorize=vectorize)
 
     @property
     def shape(self) -> torch.Size:
-        return self._shape
+        return torch.Size((self._products.n * self._products.c, self._products.lin.n_parameters))
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._lin.dtype
+        return self._products.lin.dtype
 
     @property
     def device(self) -> torch.device:
-        return self._lin.device
+        return self._products.lin.device
 
     def times(self, matrix: Float[Tensor, "p k"]) -> Float[Tensor, "nc k"]:
-        return self._lin.jvp(self._examples, matrix).flatten(0, 1)
+        return self._products.times(matrix)
 
     def transposed_times(self, matrix: Float[Tensor, "nc k"]) -> Float[Tensor, "p k"]:
-        if matrix.shape[1] == 0:
-            return matrix.new_zeros(self.shape[1], 0)
-        product = self._lin.vjp(self._examples, matrix)
-        return product.unsqueeze(1) if product.ndim == 1 else product
+        return self._products.transposed_times(matrix)
 
     def to_dense(self) -> Float[Tensor, "nc p"]:
-        return self._lin.jacobian(self._examples)
+        return self._products.lin.jacobian(self._products.examples())

@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jacana.linearization import Linearization, Prior, PriorStd, dense_kernel, diagonal_blocks, linearize
+from jacana.linearization import Linearization, Prior, PriorStd, Products, budget, dense_kernel, linearize
 from jacana.networks import Data
-from jacana.operators.jacobian import Jacobian
 from jacana.operators.operator import Operator
 
 __all__ = ["NTK"]
@@ -20,14 +19,18 @@ __all__ = ["NTK"]
 class NTK(Operator):
     """K = J₁ S J₂ᵀ, shape (n·c, m·c), with S = diag(``prior_std``²): the finite-width neural tangent kernel.
 
-    ``K @ v`` costs one vjp on the second and one jvp on the first data a column. ``to_dense()`` contracts features in
+    ``K @ v`` costs one vjp on the second and one jvp on the first data a column; what is used again is kept.
+    ``to_dense()`` contracts features in
     float64, tile by tile, and never forms the Jacobian of a layer that has a rule; ``diagonal()`` is direct.
 
     Args:
         lin: a linearization, or a network to linearize in all its trainable parameters.
-        x1: n examples.
+        x1: n examples; a loader is read again at every product.
         x2: m examples; by default ``x1`` itself, and then K is symmetric.
         prior_std: a positive number, or a mapping from dotted name prefixes to numbers.
+        memory_budget: as for :class:`~jacana.Jacobian`; each of two sets of data may take half of it.
+        batch_size: as there.
+        vectorize: as there.
 
     Raises:
         InvalidData: examples that cannot be used.
@@ -48,18 +51,31 @@ class NTK(Operator):
     """
 
     def __init__(
-        self, lin: Linearization | nn.Module, x1: Data, x2: Data | None = None, prior_std: PriorStd = 1.0
+        self,
+        lin: Linearization | nn.Module,
+        x1: Data,
+        x2: Data | None = None,
+        prior_std: PriorStd = 1.0,
+        *,
+        memory_budget: int | float | None = None,
+        batch_size: int | None = None,
+        vectorize: bool | None = None,
     ) -> None:
         self._lin = lin if isinstance(lin, Linearization) else linearize(lin)
         self._prior = Prior.of(self._lin.network, prior_std)
-        self._x1 = self._lin.examples(x1, "x1").copied()
-        self._x2 = None if x2 is None else self._lin.examples(x2, "x2").copied()
-        self._left = Jacobian(self._lin, self._x1)
-        self._right = self._left if self._x2 is None else Jacobian(self._lin, self._x2)
+        room = budget(self._lin.device) if memory_budget is None else memory_budget
+
+        def products(x: Data, name: str) -> Products:
+            most = room if x2 is None else room / 2
+            return Products(self._lin, x, memory_budget=most, batch_size=batch_size, vectorize=vectorize, name=name)
+
+        self._left = products(x1, "x1")
+        self._right = self._left if x2 is None else products(x2, "x2")
+        self._symmetric = x2 is None
 
     @property
     def shape(self) -> torch.Size:
-        return torch.Size((self._left.shape[0], self._right.shape[0]))
+        return torch.Size((self._left.n * self._left.c, self._right.n * self._right.c))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -77,15 +93,19 @@ class NTK(Operator):
 
     @property
     def T(self) -> Operator:
-        return self if self._x2 is None else super().T
+        return self if self._symmetric else super().T
 
     def to_dense(self) -> Float[Tensor, "nc mc"]:
-        return dense_kernel(self._lin, self._x1, self._x2, self._prior, progress=True).to(self.dtype)
+        return dense_kernel(
+            self._lin, self._left.examples(), None if self._symmetric else self._right.examples(), self._prior,
+            progress=True,
+        ).to(self.dtype)  # fmt: skip
 
     def diagonal(self) -> Float[Tensor, " nc"]:
-        if self._x2 is not None:
+        if not self._symmetric:
             return super().diagonal()
-        return diagonal_blocks(self._lin, self._x1, self._prior).diagonal(dim1=1, dim2=2).flatten().to(self.dtype)
+        blocks = [features.blocks(self._prior.variances) for _, _, features in self._left.features()]
+        return torch.cat(blocks).diagonal(dim1=1, dim2=2).flatten().to(self.dtype)
 
     def _scaled(self, matrix: Float[Tensor, "p k"]) -> Float[Tensor, "p k"]:
         return (self._prior.vector(self.device).square().unsqueeze(1) * matrix).to(self.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from numbers import Real
-from typing import final
+from typing import final, overload
 
 import torch
 from jaxtyping import Float
@@ -49,12 +49,20 @@ class Operator(ABC):
     def transposed_times(self, matrix: Float[Tensor, "rows k"]) -> Float[Tensor, "columns k"]:
         """The transposed product with k columns."""
 
-    def __matmul__(self, other: Tensor) -> Tensor:
-        """A @ v for a vector, A @ V for a matrix.
+    @overload
+    def __matmul__(self, other: Tensor) -> Tensor: ...
+
+    @overload
+    def __matmul__(self, other: Operator) -> Operator: ...
+
+    def __matmul__(self, other: Tensor | Operator) -> Tensor | Operator:
+        """A @ v for a vector, A @ V for a matrix; A @ B for an operator is one again, never formed.
 
         Raises:
-            InvalidData: not a tensor of fitting length.
+            InvalidData: not a tensor or operator of fitting length.
         """
+        if isinstance(other, Operator):
+            return _Product(self, other)
         if not isinstance(other, Tensor):
             raise InvalidData(f"@: got {type(other).__name__}; expected a tensor of length {self.shape[1]}.")
         if other.ndim not in (1, 2) or len(other) != self.shape[1] or other.is_complex():
@@ -62,7 +70,9 @@ class Operator(ABC):
                 f"@: got shape {tuple(other.shape)} and {other.dtype}; expected real ({self.shape[1]},) or "
                 f"({self.shape[1]}, k) for an operator of shape {tuple(self.shape)}."
             )
-        matrix = other.detach().to(self.device, self.dtype)
+        with torch.inference_mode(False):
+            given = other.clone() if other.is_inference() else other.detach()
+            matrix = given.to(self.device, self.dtype)
         if not bool(torch.isfinite(matrix).all()):
             raise InvalidData(
                 f"@: got NaN or infinite entries (or too large for {self.dtype}); expected finite numbers."
@@ -213,6 +223,35 @@ class _Sum(_Derived):
 
     def diagonal(self) -> Tensor:
         return self._base.diagonal() + self._other.diagonal()
+
+
+@final
+class _Product(_Derived):
+    def __init__(self, left: Operator, right: Operator) -> None:
+        if left.shape[1] != right.shape[0]:
+            raise InvalidData(
+                f"@: operators of shape {tuple(left.shape)} and {tuple(right.shape)} do not fit together."
+            )
+        super().__init__(left)
+        self._other = right
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((self._base.shape[0], self._other.shape[1]))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.promote_types(self._base.dtype, self._other.dtype)
+
+    def times(self, matrix: Tensor) -> Tensor:
+        return self._base @ (self._other @ matrix)
+
+    def transposed_times(self, matrix: Tensor) -> Tensor:
+        return self._other.T @ (self._base.T @ matrix)
+
+    @property
+    def T(self) -> Operator:
+        return _Product(self._other.T, self._base.T)
 
 
 def _unit_vectors(n: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:

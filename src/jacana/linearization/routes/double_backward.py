@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jacana.linearization.doubled import Doubled
 from jacana.linearization.routes.route import Route
 from jacana.networks import Examples, Network
 
@@ -20,19 +21,5 @@ class DoubleBackward(Route):
     name: ClassVar[str] = "double backward"
 
     def jvp(self, network: Network, examples: Examples, vectors: Float[Tensor, "p k"]) -> Float[Tensor, "n c k"]:
-        out, leaves = network.record(examples)
-        dummy = torch.zeros_like(out, requires_grad=True)
-        pulled = torch.autograd.grad(out, leaves, dummy, create_graph=True, allow_unused=True, materialize_grads=True)
-        reached = [(i, tensor) for i, tensor in enumerate(pulled) if tensor.requires_grad]
-        columns = []
-        for vector in vectors.unbind(1):
-            pieces = network.split(vector)
-            if not reached:
-                columns.append(torch.zeros_like(out))
-                continue
-            (column,) = torch.autograd.grad(
-                [tensor for _, tensor in reached], [dummy], [pieces[i] for i, _ in reached],
-                retain_graph=True, allow_unused=True, materialize_grads=True,
-            )  # fmt: skip
-            columns.append(column)
-        return torch.stack(columns, dim=2).detach()
+        doubled = Doubled(network, examples, written_out=False)
+        return torch.stack([doubled.push(vector) for vector in vectors.unbind(1)], dim=2)

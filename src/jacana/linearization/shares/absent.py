@@ -50,6 +50,9 @@ class Absent(Share):
         sizes = {place: self.c * size for place, size in self._sizes.items()}
         return Absent(sizes, self.n, 1, self.dtype, self._zero.device)
 
+    def mixed(self, weights: Float[Tensor, "n c r"]) -> Absent:
+        return Absent(self._sizes, self.n, weights.shape[2], self.dtype, self._zero.device)
+
     def pull(self, cotangents: Float[Tensor, "nc k"]) -> dict[int, Float[Tensor, "q k"]]:
         return {place: self._zero.expand(size, cotangents.shape[1]) for place, size in self._sizes.items()}
 

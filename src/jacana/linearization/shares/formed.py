@@ -57,6 +57,10 @@ class Formed(Share):
     def folded(self) -> Formed:
         return Formed(self.places[0], self.gradients.flatten(1).unsqueeze(1), self.dtype)
 
+    def mixed(self, weights: Float[Tensor, "n c r"]) -> Formed:
+        mixed = weights.to(self.dtype).mT @ self.gradients.to(self.dtype)
+        return Formed(self.places[0], mixed, self.dtype)
+
     def pull(self, cotangents: Float[Tensor, "nc k"]) -> dict[int, Float[Tensor, "q k"]]:
         (place,) = self.places
         return {place: self.dense(place).T @ cotangents}

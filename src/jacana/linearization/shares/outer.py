@@ -143,6 +143,19 @@ class Outer(Share):
         folded = self.cotangents.transpose(1, 2).flatten(2).unsqueeze(1)
         return Outer(self.weight, self.bias, self.activations, folded, self.dtype)
 
+    def mixed(self, weights: Float[Tensor, "n c r"]) -> Outer:
+        mixed = weights.to(self.dtype).mT @ self.cotangents.to(self.dtype).flatten(2)
+        cotangents = mixed.view(*mixed.shape[:2], *self.cotangents.shape[2:])
+        return Outer(self.weight, self.bias, self.activations, cotangents, self.dtype)
+
+    def squares(self) -> dict[int, Float[Tensor, " q"]]:
+        if self.positions > 1:
+            return super().squares()
+        inputs = self.activations[:, 0].to(self.dtype).square()
+        cotangents = self.cotangents[:, :, 0].to(self.dtype).square().sum(1)
+        found = {} if self.weight is None else {self.weight: (cotangents.T @ inputs).flatten()}
+        return found if self.bias is None else found | {self.bias: cotangents.sum(0)}
+
     def pull(self, cotangents: Float[Tensor, "nc k"]) -> dict[int, Float[Tensor, "q k"]]:
         inputs, own = self.activations.to(self.dtype), self.cotangents.to(self.dtype)
         weights, biases = [], []

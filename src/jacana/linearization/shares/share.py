@@ -74,6 +74,24 @@ class Share(ABC):
         """The rows of an example one after the other in one row, (n, c·q)."""
 
     @abstractmethod
+    def mixed(self, weights: Float[Tensor, "n c r"]) -> Share:
+        """The rows of each example combined, R_iᵀ J_i."""
+
+    def squares(self) -> dict[int, Float[Tensor, " q"]]:
+        """Σ over the rows of the squared entries, of each parameter tensor."""
+        found: dict[int, Tensor] = {}
+        for place in self.places:
+            size = 1
+            start = 0
+            while start < self.n:
+                part = self.holding([tensor[start : start + size] for tensor in self.held()])
+                rows = part.dense(place)
+                found[place] = found.get(place, 0.0) + rows.square().sum(0)
+                start += size
+                size = max(1, WORK_BYTES // (self.c * rows.shape[1] * self.dtype.itemsize))
+        return found
+
+    @abstractmethod
     def pull(self, cotangents: Float[Tensor, "nc k"]) -> dict[int, Float[Tensor, "q k"]]:
         """J_θᵀ U of each parameter tensor."""
 
@@ -146,7 +164,7 @@ def add_factored(
     rows_at_once = max(1, min(n, _TILE_ROWS // (c * t)))
     columns_at_once = max(1, min(m, 2 * _TILE_ROWS // (c * s)))
     work = kernel.new_empty(rows_at_once * c * t * columns_at_once * c * s)  # made once: fresh pages are slow
-    by_example = kernel.unflatten(1, (m, c)).unflatten(0, (n, c))
+    by_example = torch.unflatten(torch.unflatten(kernel, 1, (m, c)), 0, (n, c))
     for start in range(0, n, rows_at_once):
         stop = min(start + rows_at_once, n)
         rows = left[start:stop].to(kernel.dtype).flatten(0, 2)

@@ -120,6 +120,19 @@ class Tokens(Share):
         folded = self.cotangents.transpose(1, 2).flatten(2).unsqueeze(1)
         return Tokens(self.places[0], self.rows, self.ids, folded, self.dtype)
 
+    def mixed(self, weights: Float[Tensor, "n c r"]) -> Tokens:
+        mixed = weights.to(self.dtype).mT @ self.cotangents.to(self.dtype).flatten(2)
+        cotangents = mixed.view(*mixed.shape[:2], *self.cotangents.shape[2:])
+        return Tokens(self.places[0], self.rows, self.ids, cotangents, self.dtype)
+
+    def squares(self) -> dict[int, Float[Tensor, " q"]]:
+        total = torch.zeros(self.rows, self.cotangents.shape[3], dtype=self.dtype, device=self.cotangents.device)
+        for ids, cotangents in zip(self.ids, self.cotangents.to(self.dtype), strict=True):
+            same = (ids[:, None] == ids).to(self.dtype)  # a token that comes several times has all of them
+            squares = (same @ cotangents).square().sum(0) / same.sum(1, keepdim=True)
+            total.index_add_(0, ids, squares)
+        return {self.places[0]: total.flatten()}
+
     def pull(self, cotangents: Float[Tensor, "nc k"]) -> dict[int, Float[Tensor, "q k"]]:
         own = self.cotangents.to(self.dtype)
         columns = []

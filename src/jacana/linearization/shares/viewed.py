@@ -110,6 +110,9 @@ class Viewed(Share):
     def folded(self) -> Viewed:
         return Viewed([part.folded() for part in self.parts], self.sources, self._sizes)
 
+    def mixed(self, weights: Float[Tensor, "n c r"]) -> Viewed:
+        return Viewed([part.mixed(weights) for part in self.parts], self.sources, self._sizes)
+
     def pull(self, cotangents: Float[Tensor, "nc k"]) -> dict[int, Float[Tensor, "q k"]]:
         k = cotangents.shape[1]
         pulled = {place: cotangents.new_zeros(k, size) for place, size in self._sizes.items()}

@@ -1,0 +1,58 @@
+"""The Bernoulli likelihood: yes or no, for each output apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from jacana.errors import InvalidData
+from jacana.likelihoods.likelihood import Likelihood, numbers
+
+__all__ = ["Bernoulli"]
+
+
+@final
+@dataclass(frozen=True)
+class Bernoulli(Likelihood):
+    """p(y = 1 | f) = 1 / (1 + exp(−f)): one logit for two classes, or c logits for c labels that do not exclude others.
+
+        ∇ log p = y − π,     H = diag(π (1 − π)),     π = sigmoid(f)
+
+    Example:
+        >>> import jacana, torch
+        >>> likelihood = jacana.Bernoulli()
+        >>> f = torch.tensor([[0.0], [2.0]])
+        >>> likelihood.log_prob(f, likelihood.targets([0, 1], 2, 1))
+        tensor([-0.6931, -0.1269])
+    """
+
+    def log_prob(self, f: Float[Tensor, "n c"], y: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
+        return logsigmoid((2.0 * y.to(f) - 1.0) * f).sum(1)
+
+    def gradient(self, f: Float[Tensor, "n c"], y: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        return y.to(f) - f.sigmoid()
+
+    def curvature(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c c"]:
+        return torch.diag_embed(f.sigmoid() * (-f).sigmoid())
+
+    def curvature_times(self, f: Float[Tensor, "n c"], v: Float[Tensor, "n c k"]) -> Float[Tensor, "n c k"]:
+        return (f.sigmoid() * (-f).sigmoid()).to(v).unsqueeze(2) * v
+
+    def curvature_root(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c c"]:
+        return torch.diag_embed((f.sigmoid() * (-f).sigmoid()).sqrt())
+
+    def targets(self, y: Any, n: int, c: int) -> Float[Tensor, "n c"]:
+        """Zeros and ones, (n, c).
+
+        Raises:
+            InvalidData: anything else.
+        """
+        values = numbers(y, n, c)
+        if not bool(((values == 0.0) | (values == 1.0)).all()):
+            raise InvalidData("y: got values other than 0 and 1; expected those. Encode the labels first.")
+        return values

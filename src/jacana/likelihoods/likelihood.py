@@ -1,0 +1,108 @@
+"""Likelihood: how observations come from function values."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from jacana.errors import InvalidData, InvalidOption
+
+__all__ = ["Likelihood", "numbers"]
+
+
+class Likelihood(ABC):
+    """p(y | f), independent over examples.
+
+    A new likelihood is a subclass with :meth:`log_prob`, :meth:`gradient` and :meth:`curvature`; where there is a
+    shorter way to multiply with the curvature or to its root, it overrides these. Everything is computed in the dtype
+    and on the device of f.
+
+    Example:
+        >>> import jacana, torch
+        >>> class Laplacian(jacana.Likelihood):
+        ...     def log_prob(self, f, y):
+        ...         return -(y - f).abs().sum(1) - f.shape[1] * torch.tensor(2.0).log()
+        ...
+        ...     def gradient(self, f, y):
+        ...         return (y - f).sign()
+        ...
+        ...     def curvature(self, f):
+        ...         return torch.eye(f.shape[1]).expand(len(f), -1, -1)  # the expected square of the gradient
+        >>> jacana.Fisher(torch.nn.Linear(2, 3), torch.randn(5, 2), Laplacian())
+        Fisher(9 x 9, torch.float32)
+    """
+
+    @abstractmethod
+    def log_prob(self, f: Float[Tensor, "n c"], y: Shaped[Tensor, "n ..."]) -> Float[Tensor, " n"]:
+        """Log p(yᵢ | fᵢ) of each example, for ``y`` as :meth:`targets` returns it."""
+
+    @abstractmethod
+    def gradient(self, f: Float[Tensor, "n c"], y: Shaped[Tensor, "n ..."]) -> Float[Tensor, "n c"]:
+        """∂ log p(yᵢ | fᵢ) / ∂fᵢ."""
+
+    @abstractmethod
+    def curvature(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c c"]:
+        """H = E_{y ~ p(y|f)} [−∇_f² log p(y | f)] of each example, positive semidefinite."""
+
+    def curvature_times(self, f: Float[Tensor, "n c"], v: Float[Tensor, "n c k"]) -> Float[Tensor, "n c k"]:
+        """H V of each example."""
+        return self.curvature(f).to(v) @ v
+
+    def curvature_root(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c r"]:
+        """R with R Rᵀ = H.
+
+        Raises:
+            InvalidOption: H is not positive semidefinite beyond rounding.
+        """
+        values, vectors = torch.linalg.eigh(self.curvature(f).to(f))
+        if bool((values < -(f.shape[1] * torch.finfo(f.dtype).eps) * values.abs().amax(1, keepdim=True)).any()):
+            raise InvalidOption(
+                f"likelihood: the curvature of {type(self).__name__} has a negative eigenvalue, {float(values.min())}; "
+                "a Fisher matrix needs the expected curvature, which has none."
+            )
+        return vectors * values.clamp(min=0.0).sqrt().unsqueeze(1)
+
+    def check(self, n: int, c: int) -> None:  # noqa: B027 - most fit any
+        """Refuse a number of examples or outputs that it does not fit.
+
+        Raises:
+            InvalidOption: says what was expected.
+        """
+
+    def targets(self, y: Any, n: int, c: int) -> Shaped[Tensor, "n ..."]:
+        """Targets for n examples with c outputs, checked, in the shape that the other methods take: here (n, c).
+
+        Raises:
+            InvalidData: no numbers, not finite, or of another shape; (n,) is taken for c = 1.
+        """
+        return numbers(y, n, c)
+
+    def part(self, start: int, stop: int) -> Likelihood:
+        """The likelihood of the examples from ``start`` to ``stop``."""
+        return self
+
+
+def numbers(y: Any, n: int, c: int) -> Float[Tensor, "n c"]:
+    """Targets as float64, (n, c).
+
+    Raises:
+        InvalidData: as :meth:`Likelihood.targets`.
+    """
+    try:
+        given = y.detach() if isinstance(y, Tensor) else torch.as_tensor(np.array(y))
+        values = given.to(torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidData(f"y: got {type(y).__name__} that holds no plain numbers; expected ({n}, {c}).") from error
+    if given.is_complex() or not bool(torch.isfinite(values).all()):
+        raise InvalidData("y: got complex, NaN or infinite entries; expected finite real numbers.")
+    values = values.unsqueeze(1) if values.ndim == 1 else values
+    if tuple(values.shape) != (n, c):
+        raise InvalidData(
+            f"y: got shape {tuple(given.shape)}; expected ({n}, {c})" + (f" or ({n},)." if c == 1 else ".")
+        )
+    return values

@@ -1,0 +1,115 @@
+"""Products: J V and Jᵀ U over all of the data, batch by batch, with what is used again kept in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from jacana.errors import InvalidData, InvalidOption
+from jacana.linearization.batch import Allowance, Batch
+from jacana.linearization.columns import Columns
+from jacana.linearization.features import Features
+from jacana.linearization.linearization import Linearization, linearize, valid_batch_size
+from jacana.linearization.memory import budget
+from jacana.networks import Data, Examples, Stream, as_source
+
+__all__ = ["Products"]
+
+_BATCH_BYTES = 2**30
+
+
+@final
+class Products:
+    """The two products with the Jacobian at fixed data.
+
+    What a batch computes once for all products is kept where it fits in the budget of memory, first the graphs of the
+    backward passes, then those of the tangent passes; the other batches compute it again each time.
+
+    Args:
+        lin: a linearization, or a network to linearize in all its trainable parameters.
+        x: n examples; a loader is read again at every pass, so that the data need not fit in memory.
+        memory_budget: bytes that may be kept from one product to the next; by default a quarter of what is free.
+        batch_size: examples in one pass; by default that of the linearization, less where they take much memory.
+        vectorize: whether several columns are multiplied at once; by default what was faster when it was timed.
+        name: what errors call the data.
+    """
+
+    def __init__(
+        self,
+        lin: Linearization | nn.Module,
+        x: Data | Stream,
+        *,
+        memory_budget: int | float | None = None,
+        batch_size: int | None = None,
+        vectorize: bool | None = None,
+        name: str = "x",
+    ) -> None:
+        if vectorize is not None and not isinstance(vectorize, bool):
+            raise InvalidOption(f"vectorize: got {vectorize!r}; expected True, False, or None to have it timed.")
+        if memory_budget is not None and (isinstance(memory_budget, bool | str) or not memory_budget >= 0):
+            raise InvalidOption(f"memory_budget: got {memory_budget!r}; expected bytes, zero to keep nothing, or None.")
+        self.lin = lin if isinstance(lin, Linearization) else linearize(lin)
+        with torch.inference_mode(False):
+            self.source = as_source(x, self.lin.network.input_dtype, self.lin.device, name)
+        self._columns = self.lin.columns if vectorize is None else Columns(vectorize)
+        findings = self.lin.findings(self.head)
+        self.n, self.c = len(self.source), findings.n_outputs
+        room = budget(self.lin.device) if memory_budget is None else int(memory_budget)
+        self._allowance = Allowance(room)
+        self._kept: dict[int, Batch] = {}
+        self._size = valid_batch_size(batch_size) or min(
+            self.lin.batch_size, max(1, _BATCH_BYTES // max(1, self.lin.keeping(self.head).graph))
+        )
+        self._whole = False
+
+    @property
+    def head(self) -> Examples:
+        """Some of the examples."""
+        return self.source.head if isinstance(self.source, Stream) else self.source
+
+    def examples(self) -> Examples:
+        """All of the examples in memory."""
+        return self.source.gathered() if isinstance(self.source, Stream) else self.source
+
+    def batches(self) -> Iterator[tuple[int, Batch]]:
+        """Where each batch starts, and the batch; where all are kept, the data are not read again."""
+        if self._whole:
+            yield from self._kept.items()
+            return
+        start = 0
+        for examples in self.source.batches(self._size):
+            batch = self._kept.get(start)
+            if batch is None:
+                batch = Batch(self.lin, examples, self._allowance, self._columns)
+                if batch.n_outputs != self.c:
+                    raise InvalidData(f"x: the network gives {self.c} outputs for some examples, others for some.")
+                if batch.keeps:
+                    self._kept[start] = batch
+            yield start, batch
+            start += len(examples)
+        self._whole = sum(len(batch) for batch in self._kept.values()) == self.n
+
+    def times(self, matrix: Float[Tensor, "p k"]) -> Float[Tensor, "nc k"]:
+        """J V."""
+        return torch.cat([batch.jvp(matrix) for _, batch in self.batches()]).flatten(0, 1)
+
+    def transposed_times(self, matrix: Float[Tensor, "nc k"]) -> Float[Tensor, "p k"]:
+        """Jᵀ U."""
+        total = matrix.new_zeros(self.lin.n_parameters, matrix.shape[1])
+        cotangents = matrix.view(self.n, self.c, -1)
+        for start, batch in self.batches():
+            total += batch.vjp(cotangents[start : start + len(batch)])
+        return total
+
+    def features(self) -> Iterator[tuple[int, Examples, Features]]:
+        """Per-example gradients block by block: where a block starts, its examples, and their features."""
+        start = 0
+        for piece in [self.source] if isinstance(self.source, Examples) else self.source.batches(self.n):
+            for low, high in self.lin.bounds(piece):
+                examples = piece[low:high]
+                yield start, examples, self.lin.features(examples)
+                start += len(examples)
