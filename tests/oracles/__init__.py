@@ -24,6 +24,15 @@ from tests.oracles.jacobian import (
     parameter_names,
     prior_deviations,
 )
+from tests.oracles.likelihoods import (
+    bernoulli,
+    categorical,
+    curvature,
+    gauss_newton,
+    gaussian,
+    heteroscedastic,
+    poisson,
+)
 
 __all__ = [
     "LeftOut",
@@ -31,18 +40,25 @@ __all__ = [
     "Snapshot",
     "assert_close",
     "assert_gaussian_samples",
+    "bernoulli",
     "bound",
     "call",
+    "categorical",
     "condition_exactly",
     "condition_on_functions",
     "condition_on_weights",
+    "curvature",
     "differences",
     "eps",
+    "gauss_newton",
+    "gaussian",
+    "heteroscedastic",
     "jacobian",
     "leave_one_out_by_refitting",
     "log_evidence",
     "noise_matrix",
     "outputs",
     "parameter_names",
+    "poisson",
     "prior_deviations",
 ]

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, final
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from jacana.errors import InvalidData, InvalidOption
-from jacana.likelihoods.likelihood import Likelihood
+from jacana.likelihoods.likelihood import Likelihood, plain
 
 __all__ = ["Categorical"]
 
@@ -66,14 +65,11 @@ class Categorical(Likelihood):
         Raises:
             InvalidData: not whole numbers from 0 to c − 1, one for each example.
         """
-        try:
-            given = y.detach() if isinstance(y, Tensor) else torch.as_tensor(np.array(y))
-            labels = given.to(torch.int64)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InvalidData(f"y: got {type(y).__name__} that holds no labels; expected ({n},) integers.") from error
+        given = plain(y, f"({n},) integers")
         if tuple(given.shape) != (n,):
             raise InvalidData(f"y: got shape {tuple(given.shape)}; expected ({n},), a label for each example.")
-        if given.is_complex() or not bool((labels == given).all()):
+        labels = given.to(torch.int64)
+        if not bool((labels == given).all()):
             raise InvalidData("y: got labels that are no whole numbers; expected integers from 0. Encode them first.")
         if not bool(((labels >= 0) & (labels < c)).all()):
             raise InvalidData(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jacana.errors import InvalidData, InvalidOption
 
-__all__ = ["Likelihood", "numbers"]
+__all__ = ["Likelihood", "numbers", "plain"]
 
 
 class Likelihood(ABC):
@@ -87,19 +87,31 @@ class Likelihood(ABC):
         return self
 
 
+def plain(y: Any, expected: str) -> Tensor:
+    """Whatever holds real numbers, as a tensor.
+
+    Raises:
+        InvalidData: it does not.
+    """
+    try:
+        given = y.detach() if isinstance(y, Tensor) else torch.as_tensor(np.array(y))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidData(f"y: got {type(y).__name__} that holds no plain numbers; expected {expected}.") from error
+    if given.is_complex():
+        raise InvalidData(f"y: got complex numbers; expected {expected}, real.")
+    return given
+
+
 def numbers(y: Any, n: int, c: int) -> Float[Tensor, "n c"]:
     """Targets as float64, (n, c).
 
     Raises:
         InvalidData: as :meth:`Likelihood.targets`.
     """
-    try:
-        given = y.detach() if isinstance(y, Tensor) else torch.as_tensor(np.array(y))
-        values = given.to(torch.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidData(f"y: got {type(y).__name__} that holds no plain numbers; expected ({n}, {c}).") from error
-    if given.is_complex() or not bool(torch.isfinite(values).all()):
-        raise InvalidData("y: got complex, NaN or infinite entries; expected finite real numbers.")
+    given = plain(y, f"({n}, {c})")
+    values = given.to(torch.float64)
+    if not bool(torch.isfinite(values).all()):
+        raise InvalidData("y: got NaN or infinite entries; expected finite numbers.")
     values = values.unsqueeze(1) if values.ndim == 1 else values
     if tuple(values.shape) != (n, c):
         raise InvalidData(

@@ -13,6 +13,9 @@ __all__ = ["Columns"]
 
 _AT_ONCE = 8
 _FEW = 4
+_TRIALS = 3
+_HOPELESS, _CLEARLY = 1.5, 0.85
+"""How much slower a pair at once may be for more to be tried, and how much faster they must be to be chosen."""
 
 
 @final
@@ -45,7 +48,9 @@ class Columns:
             eps: of the dtype that the map is computed in.
         """
         k = matrix.shape[-1]
-        at_once = several is not None and k > 1
+        if k == 1:
+            return one(matrix[..., 0]).unsqueeze(-1)
+        at_once = several is not None
         if at_once and several is not None:
             at_once = self._found.get(kind, False) if self._settled is None else self._settled
             if self._settled is None and kind not in self._found and k >= _FEW:
@@ -56,16 +61,19 @@ class Columns:
 
 
 def _faster(one: Callable[[Tensor], Tensor], several: Callable[[Tensor], Tensor], matrix: Tensor, eps: float) -> bool:
-    """Whether several at once are right, and faster than one after the other."""
-    k = matrix.shape[-1]
+    """Whether several at once are right, and clearly faster than one after the other."""
     first = one(matrix[..., 0])
+    alone = min(_seconds(one, matrix[..., 1]) for _ in range(_TRIALS))
     try:
-        together = several(matrix)
+        pair = several(matrix[..., :2])
     except Exception:  # noqa: BLE001 - whatever torch raises where an operation has no batching rule
         return False
-    if not bool(((together[..., 0] - first).abs() <= eps**0.5 * first.abs().amax()).all()):
+    if not bool(((pair[..., 0] - first).abs() <= eps**0.5 * first.abs().amax()).all()):
         return False
-    return _seconds(several, matrix) < k * _seconds(one, matrix[..., 1])
+    if _seconds(several, matrix[..., :2]) > _HOPELESS * 2 * alone:
+        return False
+    together = min(_seconds(several, matrix) for _ in range(_TRIALS))
+    return together < _CLEARLY * matrix.shape[-1] * alone
 
 
 def _seconds(apply: Callable[[Tensor], Tensor], matrix: Tensor) -> float:

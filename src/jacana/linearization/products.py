@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import final
 
 import torch
@@ -99,10 +99,17 @@ class Products:
 
     def transposed_times(self, matrix: Float[Tensor, "nc k"]) -> Float[Tensor, "p k"]:
         """Jᵀ U."""
-        total = matrix.new_zeros(self.lin.n_parameters, matrix.shape[1])
         cotangents = matrix.view(self.n, self.c, -1)
+        return self.summed(lambda start, batch: cotangents[start : start + len(batch)])
+
+    def summed(self, cotangents: Callable[[int, Batch], Float[Tensor, "n c k"]]) -> Float[Tensor, "p k"]:
+        """Σ Jᵢᵀ Uᵢ over the batches, with the cotangents that a function gives for each."""
+        total: Tensor | None = None
         for start, batch in self.batches():
-            total += batch.vjp(cotangents[start : start + len(batch)])
+            product = batch.vjp(cotangents(start, batch))
+            total = product if total is None else total.add_(product)
+        if total is None:
+            raise InvalidData("x: got no examples; pass at least one.")
         return total
 
     def features(self) -> Iterator[tuple[int, Examples, Features]]:

@@ -48,11 +48,9 @@ class _GaussNewton(Operator):
         return self
 
     def times(self, matrix: Float[Tensor, "p k"]) -> Float[Tensor, "p k"]:
-        total = torch.zeros_like(matrix)
-        for start, batch in self._products.batches():
-            pushed = batch.jvp(matrix)
-            total += batch.vjp(self._weighted(start, batch.output, pushed).to(matrix))
-        return total
+        return self._products.summed(
+            lambda start, batch: self._weighted(start, batch.output, batch.jvp(matrix)).to(matrix)
+        )
 
     def transposed_times(self, matrix: Float[Tensor, "p k"]) -> Float[Tensor, "p k"]:
         return self.times(matrix)
