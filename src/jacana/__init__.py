@@ -27,9 +27,17 @@ from jacana.linearization import explain as explain
 from jacana.linearization import gram as gram
 from jacana.linearization import linearize as linearize
 from jacana.operators import NTK as NTK
+from jacana.operators import Eigenpairs as Eigenpairs
 from jacana.operators import EmpiricalFisher as EmpiricalFisher
+from jacana.operators import Estimate as Estimate
 from jacana.operators import Fisher as Fisher
 from jacana.operators import Jacobian as Jacobian
+from jacana.operators import Similarity as Similarity
+from jacana.operators import compare_networks as compare_networks
+from jacana.operators import compare_tasks as compare_tasks
+from jacana.operators import estimate_log_determinant as estimate_log_determinant
+from jacana.operators import estimate_trace as estimate_trace
+from jacana.operators import top_eigenpairs as top_eigenpairs
 from jacana.posteriors import FunctionSpace as FunctionSpace
 from jacana.posteriors import LeaveOneOut as LeaveOneOut
 from jacana.posteriors import Posterior as Posterior
@@ -43,7 +51,9 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "Cholesky",
+    "Eigenpairs",
     "EmpiricalFisher",
+    "Estimate",
     "Fisher",
     "FunctionSpace",
     "Gaussian",
@@ -56,11 +66,17 @@ __all__ = [
     "Poisson",
     "Posterior",
     "Prediction",
+    "Similarity",
     "TangentGP",
     "WeightSpace",
+    "compare_networks",
+    "compare_tasks",
     "errors",
+    "estimate_log_determinant",
+    "estimate_trace",
     "explain",
     "gram",
     "linearize",
     "maximize_evidence",
+    "top_eigenpairs",
 ]
