@@ -11,10 +11,10 @@ OUT    ?= out
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-gram clean
+.PHONY: help demo test lint bench bench-gram bench-products clean
 
 help:  ## this list
-	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMP)  ## digits and sinusoids in under three minutes: tables, and a picture whose path comes last
 	@$(BIN)/python -m experiments.demo --out $(OUT)/demo
@@ -32,6 +32,9 @@ bench: $(STAMP)  ## timings, as a table and as JSON with the environment
 
 bench-gram: $(STAMP)  ## the dense kernel against vmap(jacrev): seconds, floors and peak memory, half an hour
 	@$(BIN)/python -m benchmarks.gram --threads 2 --out $(OUT)/bench
+
+bench-products: $(STAMP)  ## Fisher products against a training step, finite differences and double backward: minutes
+	@$(BIN)/python -m benchmarks.products --threads 2 --out $(OUT)/bench
 
 clean:  ## remove the environment, the caches and what runs wrote
 	rm -rf $(VENV) $(OUT) .mypy_cache .pytest_cache .ruff_cache

@@ -111,6 +111,47 @@ def gram_memory(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def products(results: dict[str, Any]) -> str:
+    """Milliseconds of a categorical Fisher product, beside a training step and the other ways to it."""
+    rows = results["rows"]
+    titles = [f"{row['title']}, {row['n']} examples" for row in rows]
+    lines = [f"| | {' | '.join(titles)} |", f"|---{'|---' * len(rows)}|"]
+    for name in rows[0]["median"]:
+        cells = [f"{1e3 * row['median'][name]:,.3g} ms ({row['ratio'][name]:.2f})" for row in rows]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    more = {
+        "a column of 16 at once": lambda row: f"{1e3 * row['columns']:,.3g} ms",
+        "first 20 products, all building included, over 20 later": lambda row: (
+            f"{row['first_20'] / row['later_20']:.2f}"
+        ),
+        "relative error of Jacana in float32": lambda row: f"{row['error']['Jacana']:.1e}",
+        "that of the finite difference at its best step": lambda row: f"{row['error']['best']:.1e}",
+    }
+    lines += [f"| {name} | {' | '.join(map(cell, rows))} |" for name, cell in more.items()]
+    return "\n".join(lines)
+
+
+def products_streamed(results: dict[str, Any]) -> str:
+    """What a product costs over a loader, and the memory of the process."""
+    lines = ["| images | ms an image | peak MiB |", "|---|---|---|"]
+    lines += [
+        f"| {found['n']:,} | {1e3 * found['seconds_an_image']:.2f} | {found['peak_mib']:,.0f} |"
+        for found in results["stream"]
+    ]
+    return "\n".join(lines)
+
+
+def finite_differences(results: dict[str, Any]) -> str:
+    """The error of the finite difference over its step."""
+    rows = results["rows"]
+    steps = list(rows[0]["error"]["finite difference"])
+    lines = [f"| ε ‖v‖ | {' | '.join(f'{float(step):.0e}' for step in steps)} |", f"|---{'|---' * len(steps)}|"]
+    for row in rows:
+        cells = [f"{row['error']['finite difference'][step]:.0e}" for step in steps]
+        lines.append(f"| {row['title']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _seconds(value: float) -> str:
     return f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
 
@@ -127,6 +168,9 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "gram": ("gram", gram),
     "gram-memory": ("gram", gram_memory),
     "peer": ("peer", peer),
+    "products": ("products", products),
+    "products-streamed": ("products", products_streamed),
+    "finite-differences": ("products", finite_differences),
     "malaria-cameroon": ("malaria", lambda results: maps(results, "CMR")),
 }
 """Mark to record and table."""
