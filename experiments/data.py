@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["MalariaMap", "MissingData", "find", "malaria_map"]
+__all__ = ["MalariaMap", "MissingData", "find", "malaria_map", "mnist"]
 
 ORIGINS = {
     "malaria_map.npz": (
@@ -16,6 +16,7 @@ ORIGINS = {
         "parasite rate (CC BY), as arrays Pf_Parasite_Rate_<BFA|CMR>_{mean,years,lon,lat} with mean[year, lat, lon], "
         "NaN outside the country"
     ),
+    "mnist.npz": "MNIST, https://yann.lecun.org/exdb/mnist (CC BY-SA 3.0), as arrays x_train, y_train, x_test, y_test",
 }
 """Where the public original of each file is found."""
 
@@ -43,6 +44,20 @@ def find(folder: Path | None, name: str) -> Path:
     if not path.is_file() or not os.access(path, os.R_OK):
         raise MissingData(f"{path} is missing or cannot be read: put {name} there or name another folder. {source}")
     return path
+
+
+def mnist(folder: Path | None, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images (n, 28, 28) in [0, 1] and labels (n,) of MNIST, sorted by class as they are in the file.
+
+    Args:
+        folder: The folder that the user named.
+        part: ``"train"`` or ``"test"``.
+
+    Raises:
+        MissingData: There is no such file.
+    """
+    with np.load(find(folder, "mnist.npz")) as arrays:
+        return arrays[f"x_{part}"].astype(np.float32) / 255.0, arrays[f"y_{part}"].astype(np.int64)
 
 
 @dataclass(frozen=True)

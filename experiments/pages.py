@@ -152,6 +152,29 @@ def finite_differences(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def similarity_of_networks(results: dict[str, Any]) -> str:
+    """CKA and Bures similarity of tangent kernels, layer by layer."""
+    return _similarity(results["pairs"], ("cka", "bures"))
+
+
+def similarity_of_tasks(results: dict[str, Any]) -> str:
+    """Cosine and Bures similarity of Fisher matrices, layer by layer."""
+    return _similarity(results["tasks"], ("cosine", "bures"))
+
+
+def _similarity(rows: dict[str, Any], measures: tuple[str, str]) -> str:
+    layers = list(next(iter(rows.values())))
+    lines = [f"| | {' | '.join(layers)} |", f"|---{'|---' * len(layers)}|"]
+    for name, row in rows.items():
+        cells = [
+            f"{row[layer][measures[0]]['mean']:.3f} ± {row[layer][measures[0]]['standard_error']:.3f} "
+            f"({row[layer][measures[1]]['mean']:.3f})"
+            for layer in layers
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _seconds(value: float) -> str:
     return f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
 
@@ -171,6 +194,8 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "products": ("products", products),
     "products-streamed": ("products", products_streamed),
     "finite-differences": ("products", finite_differences),
+    "similarity-networks": ("similarity", similarity_of_networks),
+    "similarity-tasks": ("similarity", similarity_of_tasks),
     "malaria-cameroon": ("malaria", lambda results: maps(results, "CMR")),
 }
 """Mark to record and table."""

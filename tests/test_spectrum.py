@@ -223,6 +223,10 @@ def test_networks_are_compared_by_their_kernels():
         oracles.assert_close([one.cosine, one.cka, one.bures], [1.0, 1.0, 1.0], DOUBLE, factor=1e6)
     with pytest.raises(jacana.errors.InvalidData, match="outputs"):
         jacana.compare_networks(a, network(0, c=3), x)
+    with pytest.raises(jacana.errors.InvalidOption, match="outputs"):
+        jacana.compare_networks(a, b, x, outputs="some")
+    traces = [np.einsum("nkmk->nm", K.reshape(8, 2, 8, 2)) for K in (K1, K2)]
+    oracles.assert_close(jacana.compare_networks(a, b, x, outputs="trace").cosine, cosine(*traces), DOUBLE)
 
 
 def test_nothing_has_nothing_in_common():

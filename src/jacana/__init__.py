@@ -13,6 +13,9 @@ The whole pipeline, from a network to error bars:
     (True, True)
 """
 
+import importlib
+from typing import Any
+
 from jacana import errors as errors
 from jacana.estimators import NTKRegressor as NTKRegressor
 from jacana.evidence import maximize_evidence as maximize_evidence
@@ -80,3 +83,16 @@ __all__ = [
     "maximize_evidence",
     "top_eigenpairs",
 ]
+
+_EXTRAS = {"NeuralTangentKernel": "gpytorch", "NetworkMean": "gpytorch"}
+
+
+def __getattr__(name: str) -> Any:
+    """What needs an extra is imported when it is first asked for."""
+    if name not in _EXTRAS:
+        raise AttributeError(f"module 'jacana' has no attribute {name!r}")
+    extra = _EXTRAS[name]
+    try:
+        return getattr(importlib.import_module(f"jacana.integrations.{extra}"), name)
+    except ImportError as error:
+        raise ImportError(f"jacana.{name} needs an extra: pip install 'jacana[{extra}]' ({error})") from error

@@ -26,6 +26,8 @@ __all__ = [
     "contract",
     "dense_kernel",
     "diagonal_blocks",
+    "group_diagonals",
+    "group_kernels",
     "layer_kernels",
     "pull",
     "push",
@@ -91,6 +93,20 @@ class Recomputed(Sequence[Tensor]):
 
     def __getitem__(self, index: Any) -> Any:
         return [make() for make in self.make[index]] if isinstance(index, slice) else self.make[index]()
+
+
+def group_kernels(
+    lin: Linearization, x1: Examples, x2: Examples | None, groups: Sequence[Sequence[float]]
+) -> list[Float64[Tensor, "nc mc"]]:
+    """One kernel for each row of prior variances in ``groups``, from the same pass over the network."""
+    return [kernel for (kernel,) in contract(lin, x1, x2, groups, WHOLE, dtype=torch.float64)]
+
+
+def group_diagonals(lin: Linearization, x: Examples, groups: Sequence[Sequence[float]]) -> list[Float64[Tensor, " nc"]]:
+    """The diagonals of these, each computed directly."""
+    parts = [[block.blocks(variances) for variances in groups] for block in lin.blocks(x)]
+    whole = [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
+    return [blocks.diagonal(dim1=1, dim2=2).flatten() for blocks in whole]
 
 
 def diagonal_blocks(lin: Linearization, x: Examples, prior: Prior) -> Float64[Tensor, "n c c"]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
-from jacana.errors import InvalidData
+from jacana.errors import InvalidData, InvalidOption
 from jacana.linearization import Linearization, gram, linearize
 from jacana.networks import Data
 
@@ -86,6 +86,7 @@ def compare_networks(
     x: Data,
     *,
     layers: bool = False,
+    outputs: str = "full",
 ) -> Similarity | dict[str, Similarity]:
     """How alike the tangent kernels K = J Jᵀ of two networks are on the same data.
 
@@ -93,15 +94,18 @@ def compare_networks(
 
     Args:
         first: a linearization, or a network to linearize in all its trainable parameters.
-        second: another, with as many outputs; layers are compared by their names.
+        second: another; layers are compared by their names.
         x: n examples.
         layers: a comparison for each layer that both have.
+        outputs: ``"full"`` for the kernels of all outputs, which must be as many and mean the same in both; ``"trace"``
+            for their sum over outputs (n, n), which does not change when outputs are permuted or rotated.
 
     Returns:
         The similarity, or a mapping from layers.
 
     Raises:
         InvalidData: examples that cannot be used, or networks with other numbers of outputs.
+        InvalidOption: other ``outputs``.
 
     References:
         Cortes, Mohri, Rostamizadeh 2012, Algorithms for learning kernels based on centered alignment, definition 4.
@@ -114,10 +118,14 @@ def compare_networks(
         >>> list(jacana.compare_networks(a, b, x, layers=True))
         ['0', '2']
     """
-    kernels = [gram(net, x, layers=True) for net in (first, second)]
+    if outputs not in ("full", "trace"):
+        raise InvalidOption(f"outputs: got {outputs!r}; expected 'full' or 'trace'.")
+    kernels = [gram(net, x, layers=True, outputs=outputs) for net in (first, second)]
     sizes = [len(next(iter(shares.values()))) for shares in kernels]
     if sizes[0] != sizes[1]:
-        raise InvalidData(f"second: its kernel on x has {sizes[1]} rows, that of first {sizes[0]}; outputs must agree.")
+        raise InvalidData(
+            f"second: its kernel on x has {sizes[1]} rows, that of first {sizes[0]}; compare outputs='trace'."
+        )
     if layers:
         both = [name for name in kernels[0] if name in kernels[1]]
         return {name: _of_networks(kernels[0][name], kernels[1][name]) for name in both}
