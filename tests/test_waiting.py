@@ -72,3 +72,23 @@ def test_how_often_the_host_waits_does_not_depend_on_the_number_of_blocks(name, 
     with Waits() as waits:
         assert bool((x == x).all())
     assert sum(waits.seen.values()) == 1, "a wait is counted"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_products_by_kept_graphs_never_wait(name):
+    torch.manual_seed(0)
+    net, data = CASES[name][0](), CASES[name][1]
+    lin, x = jacana.linearize(net.eval()), data(12)
+    v = torch.randn(lin.n_parameters, 2)
+    c = lin(x).shape[1]
+    operators = [
+        jacana.Fisher(lin, x, jacana.Categorical(), batch_size=5),
+        jacana.NTK(lin, x, batch_size=5),
+        jacana.Jacobian(lin, x, batch_size=5),
+    ]
+    for operator, right in zip(operators, (v, torch.randn(12 * c, 2), v), strict=True):
+        operator.times(right)
+        with Waits() as waits:
+            operator.times(right)
+            operator.transposed_times(torch.randn(operator.shape[0], 2))
+        assert not waits.seen, type(operator).__name__
