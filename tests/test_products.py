@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import pickle
 import threading
 
 import numpy as np
@@ -471,3 +472,145 @@ def test_operators_can_be_copied():
     fisher = jacana.Fisher(small(), random(4, 2), jacana.Categorical())
     v = random(61)
     oracles.assert_close(copy.deepcopy(fisher) @ v, fisher @ v, DOUBLE)
+
+
+# What a hostile reader found ----------------------------------------------------------------------
+
+
+class Square(torch.autograd.Function):
+    """Its derivative cannot be differentiated, and says nothing."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return 2 * x * g
+
+
+class Branching(nn.Module):
+    """The examples that a probe looks at, the first and the last, do not take the branch."""
+
+    def __init__(self, apply):
+        super().__init__()
+        self.first, self.last, self.apply_ = nn.Linear(3, 4, bias=False), nn.Linear(4, 2), apply
+
+    def forward(self, x):
+        h = self.first(x)
+        some = x[:, 0] > 0
+        if some.any():
+            h = h.index_put((some,), self.apply_(h[some]))
+        return self.last(h.tanh())
+
+
+BRANCHES = {
+    "a derivative that has none": Square.apply,
+    "a derivative by numpy": lambda h: h * torch.from_numpy(np.ones(1)) + Square.apply(h),
+    "a singular point": lambda h: h + h.std(1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("words", KEPT.values(), ids=KEPT)
+@pytest.mark.parametrize("apply", BRANCHES.values(), ids=BRANCHES)
+def test_examples_that_the_probe_did_not_see(apply, words):
+    torch.manual_seed(0)
+    net = Branching(apply).double()
+    x = random(8, 3)
+    x[:, 0] = torch.tensor([-1.0, -1, 1, 1, 1, -1, -1, -1])
+    J = oracles.jacobian(net, x)
+    jacobian = jacana.Jacobian(net, x, **words)
+    V = random(J.shape[1], 5)
+    for _ in range(2):
+        oracles.assert_close(jacobian @ V, J @ V.numpy(), DOUBLE, scale=100)
+        oracles.assert_close(jacobian @ V[:, 0], J @ V[:, 0].numpy(), DOUBLE, scale=100)
+    fisher = jacana.Fisher(net, x, jacana.Categorical(), **words)
+    want = oracles.gauss_newton(J, oracles.curvature("categorical", oracles.outputs(net, x)))
+    oracles.assert_close(fisher @ V, want @ V.numpy(), DOUBLE, scale=100)
+
+
+class Unused(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = nn.Linear(4, 2), nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.used(x)
+
+
+@pytest.mark.parametrize("vectorize", [True, False, None])
+def test_parameters_that_are_not_used(vectorize):
+    net, x = Unused().double(), random(7, 4)
+    J = oracles.jacobian(net, x)
+    jacobian = jacana.Jacobian(net, x, vectorize=vectorize)
+    for k in (1, 3, 4, 9):
+        V, U = random(16, k), random(14, k)
+        oracles.assert_close(jacobian @ V, J @ V.numpy(), DOUBLE, scale=100)
+        oracles.assert_close(jacobian.T @ U, J.T @ U.numpy(), DOUBLE, scale=100)
+    oracles.assert_close(jacana.Fisher(net, x, jacana.Gaussian(1.0)).to_dense(), J.T @ J, DOUBLE, scale=100)
+
+
+def test_labels_come_from_the_pass_that_was_checked():
+    x, y = random(6, 2), torch.tensor([0, 1, 2, 0, 1, 2])
+
+    class Restless(torch.utils.data.Sampler):
+        turn = 0
+
+        def __iter__(self):
+            self.turn += 1
+            return iter(range(6) if self.turn < 3 else range(5, -1, -1))
+
+        def __len__(self):
+            return 6
+
+    loader = DataLoader(TensorDataset(x, y), batch_size=2, sampler=Restless())
+    with pytest.raises(jacana.errors.InvalidData, match="order"):
+        jacana.EmpiricalFisher(small(), loader, None, jacana.Categorical())
+
+
+def test_labels_are_held_in_memory_of_their_own():
+    y = torch.zeros(6, dtype=torch.long)
+    E = jacana.EmpiricalFisher(small(), random(6, 2), y, jacana.Categorical())
+    v = random(61)
+    before = E @ v
+    y.fill_(1)
+    assert torch.equal(E @ v, before)
+
+
+def test_copies_after_a_product():
+    fisher = jacana.Fisher(small(), random(4, 2), jacana.Categorical())
+    v = random(61)
+    want = fisher @ v
+    for copied in (copy.deepcopy(fisher), pickle.loads(pickle.dumps(fisher))):
+        oracles.assert_close(copied @ v, want, DOUBLE)
+
+
+def test_products_that_are_not_finite_are_refused():
+    net = nn.Linear(2, 3).double()
+    with torch.no_grad():
+        net.weight.mul_(1e5)
+    fisher = jacana.Fisher(net, random(5, 2), jacana.Poisson())
+    for product in (lambda: fisher @ torch.ones(9, dtype=DOUBLE), fisher.diagonal):
+        with pytest.raises(jacana.errors.InvalidData, match="finite"):
+            product()
+
+
+def test_padding_given_to_torch_itself():
+    table = nn.Parameter(random(5, 3))
+
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.head = table, nn.Linear(3, 2).double()
+
+        def forward(self, ids):
+            return self.head(torch.embedding(self.table, ids, 2).mean(1).tanh())
+
+    net, ids = Padded(), torch.tensor([[0, 1], [2, 3], [2, 2], [4, 0], [1, 1]])
+    J = oracles.jacobian(net, ids)
+    for words in KEPT.values():
+        V = random(J.shape[1], 2)
+        oracles.assert_close(jacana.Jacobian(net, ids, **words) @ V, J @ V.numpy(), DOUBLE, scale=100)

@@ -18,3 +18,4 @@ from jacana.linearization.memory import require as require
 from jacana.linearization.prior import Prior as Prior
 from jacana.linearization.prior import PriorStd as PriorStd
 from jacana.linearization.products import Products as Products
+from jacana.linearization.products import valid_memory_budget as valid_memory_budget

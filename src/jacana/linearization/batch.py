@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import final
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from jacana.linearization.columns import Columns
 from jacana.linearization.doubled import Doubled
 from jacana.linearization.linearization import Linearization
+from jacana.linearization.proof import agrees
+from jacana.linearization.routes import Rows
 from jacana.networks import Examples, differentiable
 
-__all__ = ["Allowance", "Batch"]
+__all__ = ["Allowance", "Batch", "Trials"]
 
 _COLUMNS_WORTH_A_GRAPH = 2
+
+Trials = dict[str, bool]
+"""Which ways to J v have been tried on a batch, and whether they agreed with reverse mode."""
 
 
 @final
@@ -36,18 +43,23 @@ class Allowance:
 class Batch:
     """J and Jᵀ of a mini-batch at θ0.
 
-    J V comes by the route of the probe, or, where the batch is kept or many columns come at once, through a kept graph,
-    which is built at the cost of a column. Jᵀ U goes through the graph of one forward pass.
+    J V comes by the route of the probe, or, where the batch is kept or many columns come at once, through a kept
+    graph, which is built at the cost of a column. Jᵀ U goes through the graph of one forward pass. A way to J V is held
+    against Jᵀ U before it is used on a batch for the first time; where it fails, rows serve.
 
     Args:
         lin: the linearization.
         examples: the batch.
         allowance: of memory; a batch that gets its share is meant to be kept.
         columns: decides how several columns are multiplied.
+        trials: what has been tried on this batch before.
     """
 
-    def __init__(self, lin: Linearization, examples: Examples, allowance: Allowance, columns: Columns) -> None:
+    def __init__(
+        self, lin: Linearization, examples: Examples, allowance: Allowance, columns: Columns, trials: Trials
+    ) -> None:
         self._lin, self._examples, self._allowance, self._columns = lin, examples, allowance, columns
+        self._trials = trials
         self._findings = lin.findings(examples)
         self._keeping = lin.keeping(examples)
         self.keeps = allowance.take(len(examples) * self._keeping.graph)
@@ -59,7 +71,7 @@ class Batch:
 
     @property
     def n_outputs(self) -> int:
-        """C."""
+        """The number of outputs."""
         return self._findings.n_outputs
 
     @property
@@ -72,15 +84,14 @@ class Batch:
         """J V."""
         if vectors.shape[1] == 0:
             return vectors.new_zeros(len(self), self.n_outputs, 0)
+        ways: dict[str, Callable[[Tensor], Tensor]] = {"route": self._by_route, "graph": self._by_graph}
         if self._through_graph(vectors.shape[1]):
-            with differentiable():
-                graph = self._recorded()
-                kind = ("push", *self._kind)
-                product = self._columns(kind, graph.push, graph.push_several, vectors, self._lin.network.eps)
-        else:
-            with self._findings.route.context():
-                product = self._findings.route.jvp(self._lin.network, self._examples, vectors)
-        return product.to(self._lin.dtype)
+            ways = {"graph": self._by_graph, "route": self._by_route}
+        for name, way in ways.items():
+            if self._right(name, way):
+                return way(vectors).to(self._lin.dtype)
+        with differentiable():
+            return Rows().jvp(self._lin.network, self._examples, vectors).to(self._lin.dtype)
 
     def vjp(self, cotangents: Float[Tensor, "n c k"]) -> Float[Tensor, "p k"]:
         """Jᵀ U."""
@@ -90,6 +101,39 @@ class Batch:
             graph = self._recorded()
             kind = ("pull", *self._kind)
             return self._columns(kind, graph.pull, graph.pull_several, cotangents, self._lin.network.eps)
+
+    def _by_route(self, vectors: Float[Tensor, "p k"]) -> Float[Tensor, "n c k"]:
+        with self._findings.route.context():
+            return self._findings.route.jvp(self._lin.network, self._examples, vectors)
+
+    def _by_graph(self, vectors: Float[Tensor, "p k"]) -> Float[Tensor, "n c k"]:
+        with differentiable():
+            graph = self._recorded()
+            kind = ("push", *self._kind)
+            return self._columns(kind, graph.push, graph.push_several, vectors, self._lin.network.eps)
+
+    def _right(self, name: str, way: Callable[[Tensor], Tensor]) -> bool:
+        """Whether a way has been right on this batch, or is now."""
+        if name == "graph" and not self._keeping.doubles:
+            return False
+        if name == "route" and isinstance(self._findings.route, Rows):
+            return True
+        if name not in self._trials:
+            with differentiable():
+                graph = self._recorded()
+                try:
+                    self._trials[name] = agrees(
+                        self._lin.network,
+                        graph.pull,
+                        lambda v: way(v.unsqueeze(1)).squeeze(2),
+                        len(self),
+                        self.n_outputs,
+                    )
+                except torch.OutOfMemoryError:
+                    raise
+                except Exception:  # noqa: BLE001 - whatever torch raises where a derivative is missing
+                    self._trials[name] = False
+        return self._trials[name]
 
     @property
     def _kind(self) -> tuple[object, ...]:

@@ -66,9 +66,10 @@ def _faster(one: Callable[[Tensor], Tensor], several: Callable[[Tensor], Tensor]
     alone = min(_seconds(one, matrix[..., 1]) for _ in range(_TRIALS))
     try:
         pair = several(matrix[..., :2])
+        right = bool(((pair[..., 0] - first).abs() <= eps**0.5 * first.abs().amax()).all())
     except Exception:  # noqa: BLE001 - whatever torch raises where an operation has no batching rule
         return False
-    if not bool(((pair[..., 0] - first).abs() <= eps**0.5 * first.abs().amax()).all()):
+    if not right:
         return False
     if _seconds(several, matrix[..., :2]) > _HOPELESS * 2 * alone:
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -78,22 +79,26 @@ class Doubled:
         ]
         return self._transposed(shaped, batched=True).movedim(0, -1)
 
-    def _gradients(self, u: Tensor, *, batched: bool) -> tuple[Tensor, ...]:
-        if not self._out.requires_grad:
-            lead = (len(u),) if batched else ()
-            return tuple(value.new_zeros(*lead, *value.shape) for value in self._network.values)
-        return torch.autograd.grad(
-            self._out, self._leaves, u.to(self._out), retain_graph=True, allow_unused=True, materialize_grads=True,
-            is_grads_batched=batched,
-        )  # fmt: skip
+    def _gradients(self, u: Tensor, *, batched: bool) -> list[Tensor]:
+        """Gradients of the parameters; zeros of the right shape for those that the output does not depend on."""
+        lead = u.shape[:1] if batched else ()
+        gradients: Sequence[Tensor | None] = [None] * len(self._network.values)
+        if self._out.requires_grad:
+            gradients = torch.autograd.grad(
+                self._out, self._leaves, u.to(self._out), retain_graph=True, allow_unused=True, is_grads_batched=batched
+            )
+        pairs = zip(gradients, self._network.values, strict=True)
+        return [value.new_zeros(*lead, *value.shape) if found is None else found for found, value in pairs]
 
     def _transposed(self, pieces: list[Tensor], *, batched: bool) -> Tensor:
         self.double()
-        if self._pulled is None or not self._pulled[1]:
+        product: Tensor | None = None
+        if self._pulled is not None and self._pulled[1]:
+            u, reached, pulled = self._pulled
+            tangents = [pieces[i] for i in reached]
+            (product,) = torch.autograd.grad(
+                pulled, [u], tangents, retain_graph=True, allow_unused=True, is_grads_batched=batched
+            )
+        if product is None:
             return self._out.new_zeros(*((len(pieces[0]),) if batched else ()), *self._out.shape)
-        u, reached, pulled = self._pulled
-        (product,) = torch.autograd.grad(
-            pulled, [u], [pieces[i] for i in reached], retain_graph=True, allow_unused=True, materialize_grads=True,
-            is_grads_batched=batched,
-        )  # fmt: skip
         return product.detach()

@@ -13,6 +13,9 @@ from jacana.networks import Examples, Network
 
 __all__ = ["Keeping", "graph_bytes", "keeping"]
 
+_UNKNOWN = 2**31
+"""Where it cannot be counted: too much to be kept, for more than a few examples."""
+
 
 @dataclass(frozen=True)
 class Keeping:
@@ -50,15 +53,19 @@ def keeping(network: Network, few: Examples, route: Route) -> Keeping:
             continue
         doubles = pushed is not None and _pushes(network, kept, vector, pushed)
         if doubles or not written_out:
-            graph, both = graph_bytes(network, few), 0
-            if doubles:
-                both = graph_bytes(network, few, written_out=written_out, doubled=True)
+            graph = graph_bytes(network, few)
+            both = graph_bytes(network, few, written_out=written_out, doubled=True) if doubles else graph
+            if graph is None or both is None:
+                return Keeping(written_out, doubles, _UNKNOWN, _UNKNOWN)
             return Keeping(written_out, doubles, graph, max(0, both - graph))
-    return Keeping(False, False, graph_bytes(network, few), 0)
+    return Keeping(False, False, graph_bytes(network, few) or _UNKNOWN, 0)
 
 
-def graph_bytes(network: Network, few: Examples, *, written_out: bool = False, doubled: bool = False) -> int:
-    """What one example's forward pass keeps for the backward pass, and with ``doubled`` what that one keeps as well."""
+def graph_bytes(network: Network, few: Examples, *, written_out: bool = False, doubled: bool = False) -> int | None:
+    """What one example's forward pass keeps for the backward pass, with ``doubled`` also what that one keeps.
+
+    None where it cannot be counted.
+    """
     own = {value.untyped_storage().data_ptr() for value in network.values}
     kept: dict[int, int] = {}
 
@@ -74,7 +81,7 @@ def graph_bytes(network: Network, few: Examples, *, written_out: bool = False, d
             if doubled:
                 graph.double()
     except Exception:  # noqa: BLE001 - torch.func inside the network does not go with hooks
-        return 0
+        return None
     return sum(kept.values()) // len(few)
 
 
@@ -89,7 +96,7 @@ def _pulls(
         return None
     tolerance = network.eps**0.5
     right = all(
-        bool(((ours - theirs).abs() <= tolerance * theirs.abs().amax()).all())
+        bool(((ours - theirs).abs() <= tolerance * torch.linalg.vector_norm(theirs)).all())
         for ours, theirs in zip(pulled, truth, strict=True)
     )
     return kept if right else None

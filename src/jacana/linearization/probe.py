@@ -98,7 +98,7 @@ def probe(network: Network, examples: Examples, *, thorough: bool = False) -> Fi
         if found is None:
             vectorises = _right_places(network, few, truth, chosen, frozenset(), vectorises=True)[0] == every
             ruled, found = _right_places(network, few, truth, chosen, every, vectorises=vectorises)
-        graph = graph_bytes(network, few)
+        graph = graph_bytes(network, few) or 0
         if found is None:
             sizes: dict[tuple[int, ...], int] = {(place,): 4 * c * size for place, size in enumerate(network.sizes)}
             return Findings(c, flat, route, ruled, vectorises, sizes, graph)

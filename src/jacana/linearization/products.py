@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from typing import final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from jacana.errors import InvalidData, InvalidOption
-from jacana.linearization.batch import Allowance, Batch
+from jacana.linearization.batch import Allowance, Batch, Trials
 from jacana.linearization.columns import Columns
 from jacana.linearization.features import Features
 from jacana.linearization.linearization import Linearization, linearize, valid_batch_size
 from jacana.linearization.memory import budget
 from jacana.networks import Data, Examples, Stream, as_source
 
-__all__ = ["Products"]
+__all__ = ["Products", "valid_memory_budget"]
 
 _BATCH_BYTES = 2**30
 
@@ -50,21 +51,33 @@ class Products:
     ) -> None:
         if vectorize is not None and not isinstance(vectorize, bool):
             raise InvalidOption(f"vectorize: got {vectorize!r}; expected True, False, or None to have it timed.")
-        if memory_budget is not None and (isinstance(memory_budget, bool | str) or not memory_budget >= 0):
-            raise InvalidOption(f"memory_budget: got {memory_budget!r}; expected bytes, zero to keep nothing, or None.")
+        given = valid_memory_budget(memory_budget)
         self.lin = lin if isinstance(lin, Linearization) else linearize(lin)
         with torch.inference_mode(False):
             self.source = as_source(x, self.lin.network.input_dtype, self.lin.device, name)
         self._columns = self.lin.columns if vectorize is None else Columns(vectorize)
         findings = self.lin.findings(self.head)
         self.n, self.c = len(self.source), findings.n_outputs
-        room = budget(self.lin.device) if memory_budget is None else int(memory_budget)
-        self._allowance = Allowance(room)
-        self._kept: dict[int, Batch] = {}
+        self._room = budget(self.lin.device) if given is None else given
+        self._trials: dict[int, Trials] = {}
+        self._forget()
         self._size = valid_batch_size(batch_size) or min(
             self.lin.batch_size, max(1, _BATCH_BYTES // max(1, self.lin.keeping(self.head).graph))
         )
+
+    def _forget(self) -> None:
+        """Keep nothing."""
+        self._allowance = Allowance(self._room)
+        self._kept: dict[int, Batch] = {}
         self._whole = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("_allowance", "_kept", "_whole")
+        return {key: value for key, value in vars(self).items() if key not in kept}  # graphs cannot be copied
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
 
     @property
     def head(self) -> Examples:
@@ -84,9 +97,13 @@ class Products:
         for examples in self.source.batches(self._size):
             batch = self._kept.get(start)
             if batch is None:
-                batch = Batch(self.lin, examples, self._allowance, self._columns)
+                trials = self._trials.setdefault(start, {})
+                batch = Batch(self.lin, examples, self._allowance, self._columns, trials)
                 if batch.n_outputs != self.c:
-                    raise InvalidData(f"x: the network gives {self.c} outputs for some examples, others for some.")
+                    raise InvalidData(
+                        f"x: the network gives {self.c} outputs for the first examples and {batch.n_outputs} for those "
+                        f"from {start} on; expected as many for all."
+                    )
                 if batch.keeps:
                     self._kept[start] = batch
             yield start, batch
@@ -120,3 +137,20 @@ class Products:
                 examples = piece[low:high]
                 yield start, examples, self.lin.features(examples)
                 start += len(examples)
+
+
+def valid_memory_budget(memory_budget: Any) -> int | None:
+    """Bytes, or None.
+
+    Raises:
+        InvalidOption: anything else.
+    """
+    if memory_budget is None:
+        return None
+    if (
+        isinstance(memory_budget, bool)
+        or not isinstance(memory_budget, int | float)
+        or not 0 <= memory_budget < math.inf
+    ):
+        raise InvalidOption(f"memory_budget: got {memory_budget!r}; expected bytes, zero to keep nothing, or None.")
+    return int(memory_budget)

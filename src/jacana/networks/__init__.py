@@ -15,4 +15,3 @@ from jacana.networks.selection import Selection as Selection
 from jacana.networks.selection import layer_of as layer_of
 from jacana.networks.stream import Stream as Stream
 from jacana.networks.stream import as_source as as_source
-from jacana.networks.stream import as_targets_of as as_targets_of

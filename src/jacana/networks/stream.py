@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from jacana.errors import InvalidData
 from jacana.networks.examples import Data, Examples, as_examples, joined, split_batch
 
-__all__ = ["Stream", "as_source", "as_targets_of"]
+__all__ = ["Stream", "as_source"]
 
 
 @final
@@ -56,15 +56,34 @@ class Stream:
         Raises:
             InvalidData: when they are not those of the first pass.
         """
+        for examples, _ in self._checked_pass():
+            yield from examples.batches(size)
+
+    def _checked_pass(self) -> Iterator[tuple[Examples, Any]]:
+        """Batches of inputs, and their targets or None."""
         count = 0
-        for raw, _ in _pass(self._loader, _Aside()):
+        for raw, target in _pass(self._loader, _Aside()):
             examples = self._examples(raw)
             if count == len(self._sums) or (len(examples), checksum(examples)) != self._sums[count]:
                 raise self._other_examples(count)
             count += 1
-            yield from examples.batches(size)
+            yield examples, target
         if count < len(self._sums):
             raise self._other_examples(count)
+
+    def targets(self) -> Tensor:
+        """What the loader gives beside the inputs, in one tensor, from a pass whose inputs are checked.
+
+        Raises:
+            InvalidData: it gives inputs alone, or targets that do not go together.
+        """
+        parts = [target for _, target in self._checked_pass()]
+        if any(target is None for target in parts):
+            raise InvalidData(f"{self.name}: the DataLoader gives inputs alone; let it give pairs, or pass y.")
+        try:
+            return torch.cat([torch.as_tensor(target) for target in parts])
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InvalidData(f"y: the DataLoader's targets cannot be put together: {error}.") from error
 
     def gathered(self) -> Examples:
         """All of them at once, in memory."""
@@ -89,22 +108,6 @@ def as_source(x: Data | Stream, dtype: torch.dtype, device: torch.device, name: 
     if isinstance(x, Stream):
         return x
     return Stream(x, dtype, device, name) if isinstance(x, DataLoader) else as_examples(x, dtype, device, name).copied()
-
-
-def as_targets_of(loader: DataLoader[Any]) -> Tensor:
-    """The targets that a loader gives beside the inputs, in one tensor.
-
-    Raises:
-        InvalidData: it gives inputs alone, or targets that do not go together.
-    """
-    aside = _Aside()
-    parts = [target for _, target in _pass(loader, aside)]
-    if any(target is None for target in parts):
-        raise InvalidData("x: the DataLoader gives inputs alone; let it give pairs (input, target), or pass y.")
-    try:
-        return torch.cat([torch.as_tensor(target) for target in parts])
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidData(f"y: the DataLoader's targets cannot be put together: {error}.") from error
 
 
 def checksum(examples: Examples) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jacana.errors import InvalidOption
 from jacana.operators.operator import Operator
-from jacana.operators.spectrum import lanczos, square_size
+from jacana.operators.spectrum import lanczos, refuse_unsymmetric, square_size
 
 __all__ = ["Estimate", "estimate_log_determinant", "estimate_trace"]
 
@@ -70,7 +70,7 @@ def estimate_trace(operator: Operator, n_products: int = 60, *, generator: torch
         True
     """
     n = square_size(operator)
-    if isinstance(n_products, bool) or n_products < 4:
+    if isinstance(n_products, bool) or not isinstance(n_products, int) or n_products < 4:
         raise InvalidOption(f"n_products: got {n_products!r}; expected a whole number of at least 4.")
     m = int(n_products) // 2
     if 2 * m >= n:
@@ -87,7 +87,7 @@ def estimate_trace(operator: Operator, n_products: int = 60, *, generator: torch
     image = times(basis)
     within = basis.T @ image
     pivots = triangle.diagonal().abs()
-    if bool(pivots.min() <= n * torch.finfo(operator.dtype).eps * pivots.max()):  # all of the range has been met
+    if bool(pivots.min() <= n * torch.finfo(torch.float64).eps * pivots.max()):  # all of the range has been met
         return Estimate(float(within.trace()), 0.0, 2 * m)
     # The basis without column i is Q without direction sᵢ, the normalised column of R⁻ᵀ.
     identity = torch.eye(m, dtype=torch.float64, device=operator.device)
@@ -150,6 +150,7 @@ def estimate_log_determinant(
             raise InvalidOption(f"{name}: got {value!r}; expected a whole number of at least {least}.")
     if isinstance(shift, bool) or not (math.isfinite(shift) and shift >= 0.0):
         raise InvalidOption(f"shift: got {shift!r}; expected a finite number, zero or larger (a variance).")
+    refuse_unsymmetric(operator)
     source = torch.Generator().manual_seed(0) if generator is None else generator
     samples, products = [], 0
     for _ in range(n_probes):

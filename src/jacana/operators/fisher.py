@@ -8,13 +8,12 @@ from typing import Any, final
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from jacana.errors import InvalidData, InvalidOption
 from jacana.likelihoods import Likelihood
 from jacana.linearization import Linearization, Products
-from jacana.networks import Data, as_targets_of
-from jacana.operators.operator import Operator
+from jacana.networks import Data, Stream
+from jacana.operators.operator import Operator, finite
 
 __all__ = ["EmpiricalFisher", "Fisher"]
 
@@ -60,7 +59,7 @@ class _GaussNewton(Operator):
         total = torch.zeros(self.shape[0], dtype=torch.float64, device=self.device)
         for start, examples, features in self._products.features():
             total += features.mixed(self._root(start, self._products.lin(examples))).squares()
-        return total.to(self.dtype)
+        return finite(total.to(self.dtype), "diagonal")
 
     @abstractmethod
     def _weighted(self, start: int, f: Float[Tensor, "n c"], v: Float[Tensor, "n c k"]) -> Float[Tensor, "n c k"]:
@@ -141,7 +140,7 @@ class EmpiricalFisher(_GaussNewton):
     Args:
         lin: a linearization, or a network to linearize in all its trainable parameters.
         x: n examples, or a loader of (input, target) pairs.
-        y: n targets as the likelihood wants them; None where the loader brings them.
+        y: n targets as the likelihood wants them; None for those that the loader brings.
         likelihood: gives the gradient of log p.
         memory_budget: as for :class:`~jacana.Fisher`.
         batch_size: as there.
@@ -176,13 +175,11 @@ class EmpiricalFisher(_GaussNewton):
     ) -> None:
         products = Products(lin, x, memory_budget=memory_budget, batch_size=batch_size, vectorize=vectorize)
         super().__init__(products, likelihood)
-        if isinstance(x, DataLoader):
-            if y is not None:
-                raise InvalidData("y: got targets beside a DataLoader; pass y=None where it brings its own.")
-            y = as_targets_of(x)
-        elif y is None:
+        if y is None and isinstance(products.source, Stream):
+            y = products.source.targets()
+        if y is None:
             raise InvalidData("y: got None; pass the targets, or a DataLoader of (input, target).")
-        self._y = likelihood.targets(y, products.n, products.c)
+        self._y = likelihood.targets(y, products.n, products.c).clone()
 
     def _weighted(self, start: int, f: Float[Tensor, "n c"], v: Float[Tensor, "n c k"]) -> Float[Tensor, "n c k"]:
         gradient = self._gradient(start, f).unsqueeze(2)

@@ -8,7 +8,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jacana.linearization import Linearization, Prior, PriorStd, Products, budget, dense_kernel, linearize
+from jacana.linearization import (
+    Linearization,
+    Prior,
+    PriorStd,
+    Products,
+    budget,
+    dense_kernel,
+    linearize,
+    valid_memory_budget,
+)
 from jacana.networks import Data
 from jacana.operators.operator import Operator
 
@@ -63,10 +72,11 @@ class NTK(Operator):
     ) -> None:
         self._lin = lin if isinstance(lin, Linearization) else linearize(lin)
         self._prior = Prior.of(self._lin.network, prior_std)
-        room = budget(self._lin.device) if memory_budget is None else memory_budget
+        given = valid_memory_budget(memory_budget)
+        room = budget(self._lin.device) if given is None else given
 
         def products(x: Data, name: str) -> Products:
-            most = room if x2 is None else room / 2
+            most = room if x2 is None else room // 2
             return Products(self._lin, x, memory_budget=most, batch_size=batch_size, vectorize=vectorize, name=name)
 
         self._left = products(x1, "x1")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jacana.errors import InvalidData
 
-__all__ = ["Operator"]
+__all__ = ["Operator", "finite"]
 
 _COLUMNS = 256
 
@@ -23,7 +23,8 @@ class Operator(ABC):
 
     A subclass gives ``shape``, ``dtype``, ``device`` and the two products :meth:`times` and :meth:`transposed_times`;
     ``@``, ``.T``, ``to_dense``, ``diagonal``, sums and scaling follow, and may be overridden where there is a
-    shorter way.
+    shorter way. ``@`` checks what comes and what goes; the two products do not, and never wait for a device. Products
+    have no gradient with respect to the vector.
     """
 
     @property
@@ -77,7 +78,8 @@ class Operator(ABC):
             raise InvalidData(
                 f"@: got NaN or infinite entries (or too large for {self.dtype}); expected finite numbers."
             )
-        return self.times(matrix.unsqueeze(1)).squeeze(1) if matrix.ndim == 1 else self.times(matrix)
+        product = self.times(matrix.unsqueeze(1)).squeeze(1) if matrix.ndim == 1 else self.times(matrix)
+        return finite(product, "@")
 
     @property
     def T(self) -> Operator:
@@ -252,6 +254,21 @@ class _Product(_Derived):
     @property
     def T(self) -> Operator:
         return _Product(self._other.T, self._base.T)
+
+
+def finite(product: Tensor, what: str) -> Tensor:
+    """A product as it is, if all its entries are finite.
+
+    Raises:
+        InvalidData: they are not.
+    """
+    if not bool(torch.isfinite(product.sum())) and not bool(torch.isfinite(product).all()):  # the sum may overflow
+        raise InvalidData(
+            f"{what}: the product with finite numbers has NaN or infinite entries: the Jacobian or the likelihood's "
+            f"curvature is not finite at these data, or they overflow {product.dtype}. Keep the network away from "
+            "singular points, e.g. (x + 1e-12).sqrt(), or use it in float64."
+        )
+    return product
 
 
 def _unit_vectors(n: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from jacana.errors import InvalidData, InvalidOption
 from jacana.operators.operator import Operator
 
-__all__ = ["Eigenpairs", "lanczos", "square_size", "top_eigenpairs"]
+__all__ = ["Eigenpairs", "lanczos", "refuse_unsymmetric", "square_size", "top_eigenpairs"]
 
 _MARGIN = 8
 
@@ -64,7 +64,7 @@ def top_eigenpairs(
         generator: of the start vector; by default one with a seed of its own, so that the answer is repeatable.
 
     Raises:
-        InvalidData: not square.
+        InvalidData: not square, or not symmetric.
         InvalidOption: ``k`` not from 1 to n.
 
     References:
@@ -82,6 +82,9 @@ def top_eigenpairs(
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= n:
         raise InvalidOption(f"k: got {k!r}; expected a whole number from 1 to {n}.")
     tolerance = torch.finfo(operator.dtype).eps ** 0.5 if rtol is None else rtol
+    if not 0.0 < tolerance < 1.0:
+        raise InvalidOption(f"rtol: got {rtol!r}; expected a number between 0 and 1.")
+    refuse_unsymmetric(operator)
     most = n if max_products is None else max(k, min(n, max_products))
     start = _unit(n, operator.device, generator)
     steps = min(most, 2 * k + _MARGIN)
@@ -153,6 +156,20 @@ def square_size(operator: Operator) -> int:
     if rows != columns:
         raise InvalidData(f"operator: got shape {(rows, columns)}; expected a square, symmetric one.")
     return rows
+
+
+def refuse_unsymmetric(operator: Operator) -> None:
+    """Hold A w against Aᵀ w for one random w, where the operator is not symmetric by its make.
+
+    Raises:
+        InvalidData: they differ.
+    """
+    if operator.T is operator:
+        return
+    vector = _unit(operator.shape[0], operator.device, None).to(operator.dtype)
+    ours, transposed = operator @ vector, operator.T @ vector
+    if bool((ours - transposed).norm() > torch.finfo(operator.dtype).eps ** 0.5 * ours.norm()):
+        raise InvalidData("operator: A @ w and A.T @ w differ; expected a symmetric operator. Take (A + A.T) * 0.5.")
 
 
 def _tridiagonal(diagonal: Tensor, beside: Tensor) -> Tensor:

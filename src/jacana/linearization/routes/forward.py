@@ -57,9 +57,14 @@ class _PaddingIsConstant(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is not F.embedding:
+        if func is F.embedding:
+            given = dict(zip(("input", "weight", "padding_idx"), args, strict=False)) | kwargs
+        elif func is torch.embedding:
+            given = dict(zip(("weight", "indices", "padding_idx"), args, strict=False)) | kwargs
+            given["input"] = given["indices"]
+            given["padding_idx"] = None if given.get("padding_idx", -1) < 0 else given["padding_idx"]
+        else:
             return func(*args, **kwargs)
-        given = dict(zip(("input", "weight", "padding_idx"), args, strict=False)) | kwargs
         padding = given.get("padding_idx")
         out = func(*args, **kwargs)
         if padding is None:
