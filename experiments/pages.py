@@ -152,6 +152,22 @@ def finite_differences(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def fisher_speed(results: dict[str, Any]) -> str:
+    """Seconds a Fisher product of the paper's networks, beside the paper's own."""
+    lines = [
+        "| | parameters | double backward | finite difference | Jacana, exact | over a step | the paper's GPU |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in results["rows"]:
+        median = row["median"]
+        exact = median["Jacana, exact"]
+        cells = [_seconds(median[way]) for way in ("double backward", "finite difference", "Jacana, exact")]
+        before = " / ".join(f"{value:g}" for value in results["paper"][row["network"]])
+        over = f"{exact / median['forward + backward']:.2f}"
+        lines.append(f"| {row['network']} | {row['parameters']:,} | {' | '.join(cells)} | {over} | {before} |")
+    return "\n".join(lines)
+
+
 def similarity_of_networks(results: dict[str, Any]) -> str:
     """CKA and Bures similarity of tangent kernels, layer by layer."""
     return _similarity(results["pairs"], ("cka", "bures"))
@@ -194,6 +210,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "products": ("products", products),
     "products-streamed": ("products", products_streamed),
     "finite-differences": ("products", finite_differences),
+    "fisher-speed": ("fisher_speed", fisher_speed),
     "similarity-networks": ("similarity", similarity_of_networks),
     "similarity-tasks": ("similarity", similarity_of_tasks),
     "malaria-cameroon": ("malaria", lambda results: maps(results, "CMR")),
