@@ -34,7 +34,7 @@ class Room:
         """What fits in the bytes that are given, or by default in what is free, for the parameters in ``group``."""
         findings = lin.findings(examples)
         held = [max(1, findings.held[places]) for places in group]
-        (_, block), *_ = lin.bounds(examples, room=None if given is None else given // 6)
+        (_, block), *_ = lin.bounds(examples, room=None if given is None else given // 4)
         room = budget(lin.device) if given is None else given
         left = room - block * (findings.passing + sum(held)) - min(5 * WORK_BYTES, room // 2)
         return cls(block, max(1, left // sum(held)))
