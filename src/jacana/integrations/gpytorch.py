@@ -16,7 +16,16 @@ from gpytorch.constraints import Positive
 from torch import Tensor, nn
 
 from jacana.errors import InvalidData, InvalidOption
-from jacana.linearization import Linearization, Prior, fits, gram, group_diagonals, group_kernels, linearize
+from jacana.linearization import (
+    Linearization,
+    Prior,
+    fits,
+    gram,
+    group_diagonals,
+    group_kernels,
+    linearize,
+    longest_prefix,
+)
 from jacana.networks import Data, Selection, differentiable
 
 __all__ = ["NetworkMean", "NeuralTangentKernel"]
@@ -108,9 +117,8 @@ class NeuralTangentKernel(gpytorch.kernels.Kernel):
             raise InvalidOption(f"prior_std: got {prior_std!r}; expected a number, a mapping, or 'layers'.")
         given = dict.fromkeys(self._lin.layers, 1.0) if isinstance(prior_std, str) else prior_std
         stds = Prior.of(self._lin.network, given).stds
-        keys = list(given) if isinstance(given, Mapping) else None
-        self.groups: tuple[str, ...] = ("",) if keys is None else tuple(keys)
-        of = [0] * len(stds) if keys is None else [_longest(name, keys) for name in self._lin.names]
+        self.groups: tuple[str, ...] = tuple(given) if isinstance(given, Mapping) else ("",)
+        of = [self.groups.index(longest_prefix(name, self.groups) or "") for name in self._lin.names]
         used = sorted(set(of))
         self.groups = tuple(self.groups[i] for i in used)
         self._members = [[1.0 if i == j else 0.0 for j in of] for i in used]
@@ -270,12 +278,6 @@ class NetworkMean(gpytorch.means.Mean):
             out = self._lin(given)
         out = out.to(dtype).reshape(*x.shape[:-1], -1)
         return out.squeeze(-1) if out.shape[-1] == 1 else out
-
-
-def _longest(name: str, prefixes: Sequence[str]) -> int:
-    """The number of the longest prefix of a parameter's name."""
-    covering = [prefix for prefix in prefixes if prefix in ("", name) or name.startswith(f"{prefix}.")]
-    return list(prefixes).index(max(covering, key=len))
 
 
 def _equal(first: Tensor, second: Tensor) -> bool:

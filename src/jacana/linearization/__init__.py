@@ -17,5 +17,6 @@ from jacana.linearization.memory import fits as fits
 from jacana.linearization.memory import require as require
 from jacana.linearization.prior import Prior as Prior
 from jacana.linearization.prior import PriorStd as PriorStd
+from jacana.linearization.prior import longest_prefix as longest_prefix
 from jacana.linearization.products import Products as Products
 from jacana.linearization.products import valid_memory_budget as valid_memory_budget

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from jacana.errors import InvalidOption
 from jacana.networks import Network
 
-__all__ = ["Prior", "PriorStd"]
+__all__ = ["Prior", "PriorStd", "longest_prefix"]
 
 PriorStd = float | Mapping[str, float]
 """A positive number, or a mapping from dotted prefixes of parameter names to positive numbers, longest prefix first."""
@@ -61,17 +61,22 @@ class Prior:
         return stds.repeat_interleave(torch.tensor(self.sizes, device=device))
 
 
+def longest_prefix(name: str, prefixes: Iterable[str]) -> str | None:
+    """The longest of the dotted prefixes that a parameter's name has; "" is one of every name."""
+    fits = [prefix for prefix in prefixes if prefix in ("", name) or name.startswith(f"{prefix}.")]
+    return max(fits, key=len) if fits else None
+
+
 def _by_prefix(names: tuple[str, ...], prior_std: Mapping[str, float]) -> list[float]:
     stds = []
     used = set()
     for name in names:
-        fits = [key for key in prior_std if key in ("", name) or name.startswith(f"{key}.")]
-        if not fits:
+        longest = longest_prefix(name, prior_std)
+        if longest is None:
             raise InvalidOption(
                 f"prior_std: parameter {name!r} is covered by none of the prefixes {list(prior_std)}; add one for it, "
                 "or '' for all others."
             )
-        longest = max(fits, key=len)
         used.add(longest)
         stds.append(_positive(prior_std[longest]))
     if unused := [key for key in prior_std if key not in used and key != ""]:

@@ -6,7 +6,7 @@ convolution and of batch normalisation also prepare for derivatives in everythin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, final
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+from jacana.linearization.rules.convolution import each
 
 __all__ = ["WrittenOut"]
 
@@ -52,13 +54,12 @@ def _convolution(
     if input.ndim != d + 2 or isinstance(options.get("padding"), str) or input.dtype != weight.dtype:
         return None
 
-    def each(name: str, default: int) -> tuple[int, ...]:
-        value = options.get(name, default)
-        return (value,) * d if isinstance(value, int) else tuple(value) * (d if len(value) == 1 else 1)
+    def option(name: str, default: int) -> tuple[int, ...]:
+        return each(options.get(name, default), d)
 
     return (
         input, weight, bias,
-        (each("stride", 1), each("padding", 0), each("dilation", 1), transposed, each("output_padding", 0),
+        (option("stride", 1), option("padding", 0), option("dilation", 1), transposed, option("output_padding", 0),
          options.get("groups", 1)),
     )  # fmt: skip
 
@@ -103,13 +104,8 @@ class _Gradients(Function):
                 through = torch.convolution(of_x, weight, of_bias if out is None else None, *ctx.options)
                 out = through if out is None else out.add_(through)
             if out is None and of_bias is not None:
-                out = _like_output(x, weight, of_bias, ctx.options)
+                out = torch.convolution(torch.zeros_like(x), weight, of_bias, *ctx.options)
         return out, None, None, None, None, None
-
-
-def _like_output(x: Tensor, weight: Tensor, bias: Tensor, options: Sequence[Any]) -> Tensor:
-    """The bias alone at every position."""
-    return torch.convolution(torch.zeros_like(x), weight, bias, *options)
 
 
 def _batch_norm(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jacana.errors import InvalidOption
 from jacana.operators.operator import Operator
-from jacana.operators.spectrum import lanczos, refuse_unsymmetric, square_size
+from jacana.operators.spectrum import lanczos, refuse_unsymmetric, square_size, tridiagonal
 
 __all__ = ["Estimate", "estimate_log_determinant", "estimate_trace"]
 
@@ -157,9 +157,7 @@ def estimate_log_determinant(
         probe = torch.randn(n, generator=source, dtype=torch.float64, device=source.device).to(operator.device)
         _, diagonal, beside = lanczos(operator, probe, min(n, n_steps))
         products += len(diagonal)
-        inner = beside[:-1]
-        tridiagonal = torch.diag(diagonal + shift) + torch.diag(inner, 1) + torch.diag(inner, -1)
-        values, vectors = torch.linalg.eigh(tridiagonal)
+        values, vectors = torch.linalg.eigh(tridiagonal(diagonal + shift, beside))
         if bool((values <= 0.0).any()):
             raise InvalidOption(
                 f"operator: got an eigenvalue of {float(values.min()):.3g} after the shift; a log-determinant needs "

@@ -74,7 +74,7 @@ class Operator(ABC):
         with torch.inference_mode(False):
             given = other.clone() if other.is_inference() else other.detach()
             matrix = given.to(self.device, self.dtype)
-        if not bool(torch.isfinite(matrix.sum())) and not bool(torch.isfinite(matrix).all()):  # the sum may overflow
+        if not _all_finite(matrix):
             raise InvalidData(
                 f"@: got NaN or infinite entries (or too large for {self.dtype}); expected finite numbers."
             )
@@ -262,13 +262,17 @@ def finite(product: Tensor, what: str) -> Tensor:
     Raises:
         InvalidData: they are not.
     """
-    if not bool(torch.isfinite(product.sum())) and not bool(torch.isfinite(product).all()):  # the sum may overflow
+    if not _all_finite(product):
         raise InvalidData(
             f"{what}: the product with finite numbers has NaN or infinite entries: the Jacobian or the likelihood's "
             f"curvature is not finite at these data, or they overflow {product.dtype}. Keep the network away from "
             "singular points, e.g. (x + 1e-12).sqrt(), or use it in float64."
         )
     return product
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())  # the sum may overflow
 
 
 def _unit_vectors(n: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:

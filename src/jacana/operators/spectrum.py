@@ -12,7 +12,7 @@ from torch import Tensor
 from jacana.errors import InvalidData, InvalidOption
 from jacana.operators.operator import Operator
 
-__all__ = ["Eigenpairs", "lanczos", "refuse_unsymmetric", "square_size", "top_eigenpairs"]
+__all__ = ["Eigenpairs", "lanczos", "refuse_unsymmetric", "square_size", "top_eigenpairs", "tridiagonal"]
 
 _MARGIN = 8
 
@@ -90,7 +90,7 @@ def top_eigenpairs(
     steps = min(most, 2 * k + _MARGIN)
     basis, diagonal, beside = lanczos(operator, start, steps)
     while True:
-        values, weights = torch.linalg.eigh(_tridiagonal(diagonal, beside))
+        values, weights = torch.linalg.eigh(tridiagonal(diagonal, beside))
         order = values.argsort(descending=True)[:k]
         residuals = (beside[-1] * weights[-1, order]).abs()
         done = len(order) == k and bool((residuals <= tolerance * values.abs().max()).all())
@@ -172,7 +172,8 @@ def refuse_unsymmetric(operator: Operator) -> None:
         raise InvalidData("operator: A @ w and A.T @ w differ; expected a symmetric operator. Take (A + A.T) * 0.5.")
 
 
-def _tridiagonal(diagonal: Tensor, beside: Tensor) -> Tensor:
+def tridiagonal(diagonal: Float64[Tensor, " s"], beside: Float64[Tensor, " s"]) -> Float64[Tensor, "s s"]:
+    """T of :func:`lanczos` as a matrix."""
     inner = beside[:-1]
     return torch.diag(diagonal) + torch.diag(inner, 1) + torch.diag(inner, -1)
 
