@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import jacana
 
-__all__ = ["NOISE_FLOOR", "Average", "Candidate", "Setting", "weigh"]
+__all__ = ["NEGLIGIBLE", "NOISE_FLOOR", "Average", "Candidate", "Setting", "weigh"]
 
 NOISE_FLOOR = 1e-3
 """Learned noise is at least so many standard deviations of the labels, here as in the baselines.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from experiments import tangent_and_rbf
 from experiments.adaptation import Average, weigh
 from experiments.baselines import (
     FineTuned,
@@ -72,6 +73,7 @@ class Methods:
             "fine-tuning": self._fine_tuning,
             "RBF GP": self._rbf,
             "Jacana": self.jacana,
+            "Jacana + RBF": self._tangent_and_rbf,
         }.items():
             kept = self._learned[name][1] if n > self._settings.max_hyper and name in self._learned else 0.0
             start = time.process_time()
@@ -143,3 +145,9 @@ class Methods:
         kernel: RBFKernel = self._learn("RBF GP", x, y, learn)
         mean, std = rbf_gp(x.double().numpy(), y.numpy(), self._test.double().numpy(), kernel=kernel)
         return mean, std, {"kernel": dataclasses.asdict(kernel)}
+
+    def _tangent_and_rbf(self, x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+        both: tangent_and_rbf.TangentAndRBF = self._learn(
+            "Jacana + RBF", x, y, lambda a, b: tangent_and_rbf.fit(self._net, a, b)
+        )
+        return *both.predict(x, y, self._test), both.summary()

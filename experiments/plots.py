@@ -24,6 +24,7 @@ COLOURS = {
     "fine-tuning": "#2E8B6F",
     "RBF GP": "#7A5AA6",
     "ABLR": "#D69A1E",
+    "Jacana + RBF": "#D1759B",
     "no adaptation": "#8A949C",
 }
 """One colour a method, the same in every picture, told apart also by the colour-blind."""
@@ -34,6 +35,7 @@ MARKERS = {
     "fine-tuning": "^",
     "RBF GP": "D",
     "ABLR": "v",
+    "Jacana + RBF": "P",
     "no adaptation": "",
 }
 

@@ -81,9 +81,10 @@ def test_the_whole_of_it_on_an_invented_country(country):
     part = malaria.run_part(country, SMALL, 0, lambda: ticks.append(1))
     assert len(ticks) == 1 + len(SMALL.sizes)
     everything = len(country.position) - 300
-    assert [row["n"] for row in part["rows"]] == [n for n in (20, 60, everything) for _ in range(5)]
+    assert [row["n"] for row in part["rows"]] == [n for n in (20, 60, everything) for _ in range(6)]
     error = {(row["method"], row["n"]): row["mse"] for row in part["rows"]}
     assert error["Jacana", everything] < error["no adaptation", everything]
+    assert error["Jacana + RBF", everything] < error["no adaptation", everything]
     last = [row for row in part["rows"] if row["method"] == "Jacana"][-1]
     assert last["labels_for_hyper_parameters"] == SMALL.max_hyper
     assert last["setting"] in {candidate.name for candidate in SMALL.candidates()}

@@ -170,7 +170,7 @@ class NeuralTangentKernel(gpytorch.kernels.Kernel):
         firsts, seconds = (x.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:]) for x in (x1, x2))
         made = [self._kernel(first, second, diag=diag) for first, second in zip(firsts, seconds, strict=True)]
         kernel = torch.stack(made).reshape(*batch, *made[0].shape)
-        if not diag:
+        if not diag and kernel.shape[-1] == kernel.shape[-2]:  # what is between two sets is not solved with
             self._warn(kernel.shape[-2])
         return kernel
 

@@ -6,7 +6,7 @@ convolution and of batch normalisation also prepare for derivatives in everythin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, final
 
 import torch
@@ -34,7 +34,7 @@ class WrittenOut(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in _CONVOLUTIONS or func in _TRANSPOSED:
-            given = _convolution(func, *args, **kwargs)
+            given = _convolution(func, *_cast(args), **dict(zip(kwargs, _cast(kwargs.values()), strict=True)))
             if given is not None:
                 return _Convolution.apply(*given)  # type: ignore[no-untyped-call]
         if func is F.batch_norm:
@@ -42,6 +42,18 @@ class WrittenOut(TorchFunctionMode):
             if normalised is not None:
                 return normalised
         return func(*args, **kwargs)
+
+
+def _cast(values: Iterable[Any]) -> list[Any]:
+    """Tensors as autocast hands them to a convolution: inside a Function it would do so again at every pass."""
+    values = list(values)
+    device = next((value.device.type for value in values if isinstance(value, Tensor)), "cpu")
+    if not torch.is_autocast_enabled(device):
+        return values
+    dtype = torch.get_autocast_dtype(device)
+    return [
+        value.to(dtype) if isinstance(value, Tensor) and value.dtype == torch.float32 else value for value in values
+    ]
 
 
 def _convolution(

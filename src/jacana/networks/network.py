@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import FunctionType
 from typing import Any
 
@@ -34,20 +35,28 @@ class Network:
         parameters: what θ is made of, see :data:`~jacana.networks.selection.Selection`.
         output: takes from what the network returns the tensor (n, c) or (n,).
         forward: calls the network, ``forward(net, x)``, where inputs as arguments or keywords do not do.
+        autocast: the dtype in which operations run that autocast holds safe in it; None for their own.
 
     Raises:
-        InvalidOption: ``net`` is no module, or the selection names nothing.
+        InvalidOption: ``net`` is no module, the selection names nothing, or ``autocast`` is no dtype of its.
         UnsupportedNetwork: the module cannot be copied.
     """
 
     def __init__(
-        self, net: nn.Module, parameters: Selection = None, output: Output | None = None, forward: Forward | None = None
+        self,
+        net: nn.Module,
+        parameters: Selection = None,
+        output: Output | None = None,
+        forward: Forward | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
         if not isinstance(net, nn.Module):
             raise InvalidOption(f"net: got {type(net).__name__}; expected a trained torch.nn.Module.")
         for name, option in (("output", output), ("forward", forward)):
             if option is not None and not callable(option):
                 raise InvalidOption(f"{name}: got {type(option).__name__}; expected a function.")
+        if autocast not in (None, torch.bfloat16, torch.float16):
+            raise InvalidOption(f"autocast: got {autocast!r}; expected torch.bfloat16, torch.float16 or None.")
         self.names = select(net, parameters)
         private, self._computed = _private_copy(net)
         self._caller = _Caller(private, output, forward)
@@ -64,7 +73,9 @@ class Network:
         self.device: torch.device = self.values[0].device
         floating = [p.dtype for p in self.module.parameters() if p.is_floating_point()]
         self.input_dtype: torch.dtype = floating[0]
-        self.eps: float = max(torch.finfo(dtype).eps for dtype in floating)  # what the network itself rounds to
+        self.autocast = autocast
+        rounded = [*floating, *([] if autocast is None else [autocast])]
+        self.eps: float = max(torch.finfo(dtype).eps for dtype in rounded)  # what the network itself rounds to
 
     @property
     def module(self) -> nn.Module:
@@ -134,13 +145,21 @@ class Network:
         modules = list(self._caller.modules())
         before = [dict(vars(module)) for module in modules]  # a network may keep results of a pass on itself
         try:
-            out = functional_call(self._caller, state, (examples.copied(),), tie_weights=False)
+            with self._precision():
+                out = functional_call(self._caller, state, (examples.copied(),), tie_weights=False)
             self._refuse_stale()
-            return out
+            low = self.autocast is not None and isinstance(out, Tensor) and out.dtype == self.autocast
+            return out.to(self.dtype) if low else out
         finally:
             for module, attributes in zip(modules, before, strict=True):
                 vars(module).clear()
                 vars(module).update(attributes)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """Weights cast once are not remembered: what has been cast may be differentiated in other ways later."""
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.autocast, cache_enabled=False)
 
     def _refuse_stale(self) -> None:
         """Refuse tensors that an earlier pass of the user's left on a module and that this pass has not made anew.

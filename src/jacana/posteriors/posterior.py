@@ -149,7 +149,9 @@ class _PosteriorSource(Source):
 
     def mean(self) -> Float64[Tensor, "m c"]:
         lin, weights = self._model.lin, self._state.weights
-        if torch.finfo(lin.dtype).bits < 32:  # a tangent pass in half precision would drown the posterior's deviation
+        if (
+            lin.network.eps > torch.finfo(torch.float32).eps
+        ):  # a tangent pass in half precision would drown the posterior's deviation
             change = push(lin, self._x, weights.unsqueeze(1)).view(len(self._x), -1)
         else:
             change = lin.jvp(self._x, weights).to(torch.float64)
