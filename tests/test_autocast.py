@@ -23,7 +23,8 @@ def networks():
             nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2), nn.GELU(),
             nn.Flatten(), nn.Linear(16, 3),
         ).eval()  # fmt: skip
-        attention = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Flatten(), nn.Linear(32, 2))
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        attention = nn.Sequential(layer, nn.Flatten(), nn.Linear(32, 2))
         yield "mlp", mlp, torch.randn(5, 6)
         yield "convolution", convolution, torch.randn(5, 2, 8, 8)
         yield "attention", attention.eval(), torch.randn(5, 4, 8)

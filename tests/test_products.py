@@ -96,6 +96,46 @@ def test_products_of_every_network(case, words):
         oracles.assert_close(torch.dot(V[:, 0], fisher @ v), torch.dot(fisher @ V[:, 0], v), DOUBLE, scale=scale * p)
 
 
+@pytest.fixture
+def factored(monkeypatch):
+    """Every batch that is kept goes over to factors at once; gives how many did."""
+    count = []
+
+    def always(*_):
+        count.append(1)
+        return True
+
+    monkeypatch.setattr("jacana.linearization.inquiry.are_faster", always)
+    monkeypatch.setattr("jacana.linearization.batch._PASSES_AN_OUTPUT", 0)
+    return count
+
+
+@ZOO
+def test_products_of_every_network_by_factors(case, factored):
+    test_products_of_every_network(case, {})
+    assert factored
+
+
+def test_a_batch_goes_over_to_factors_once_as_much_has_been_spent(factored, monkeypatch):
+    monkeypatch.setattr("jacana.linearization.batch._PASSES_AN_OUTPUT", 4)
+    net, x = small(), random(6, 2)
+    J = oracles.jacobian(net, x)
+    jacobian = jacana.Jacobian(net, x)
+    v, u = random(J.shape[1]), random(len(J))
+    for count in range(1, 9):
+        oracles.assert_close(jacobian @ v, J @ v.numpy(), DOUBLE, scale=100)
+        oracles.assert_close(jacobian.T @ u, J.T @ u.numpy(), DOUBLE, scale=100)
+        assert len(factored) == (2 * count > 4 * 3)  # asked once
+    fisher = jacana.Fisher(net, x, jacana.Categorical())
+    V = random(J.shape[1], 20)
+    want = oracles.gauss_newton(J, oracles.curvature("categorical", oracles.outputs(net, x)))
+    for _ in range(2):
+        oracles.assert_close(fisher @ V, want @ V.numpy(), DOUBLE, scale=100)
+    tight = jacana.Jacobian(net, x, memory_budget=6 * 8 * 40)  # the graphs fit, the factors do not
+    for _ in range(10):
+        oracles.assert_close(tight @ v, J @ v.numpy(), DOUBLE, scale=100)
+
+
 @ZOO
 def test_products_in_single_precision(case):
     net, x = case.net(torch.float32), case.x(4, torch.float32)
@@ -530,6 +570,11 @@ def test_examples_that_the_probe_did_not_see(apply, words):
     fisher = jacana.Fisher(net, x, jacana.Categorical(), **words)
     want = oracles.gauss_newton(J, oracles.curvature("categorical", oracles.outputs(net, x)))
     oracles.assert_close(fisher @ V, want @ V.numpy(), DOUBLE, scale=100)
+
+
+@pytest.mark.parametrize("apply", BRANCHES.values(), ids=BRANCHES)
+def test_examples_that_the_probe_did_not_see_by_factors(apply, factored):
+    test_examples_that_the_probe_did_not_see(apply, {})
 
 
 class Unused(nn.Module):

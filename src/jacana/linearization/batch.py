@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import final
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from jacana.linearization.columns import Columns
 from jacana.linearization.doubled import Doubled
+from jacana.linearization.factors import Factors
 from jacana.linearization.linearization import Linearization
 from jacana.linearization.proof import agrees
 from jacana.linearization.routes import Rows
@@ -19,6 +21,7 @@ from jacana.networks import Examples, differentiable
 __all__ = ["Allowance", "Batch", "Trials"]
 
 _COLUMNS_WORTH_A_GRAPH = 2
+_PASSES_AN_OUTPUT = 4  # in which as much has been spent as it takes to make the factors: a backward pass an output
 
 Trials = dict[str, bool]
 """Which ways to J v have been tried on a batch, and whether they agreed with reverse mode."""
@@ -31,9 +34,13 @@ class Allowance:
     def __init__(self, room: int) -> None:
         self._room = room
 
+    def has(self, nbytes: int) -> bool:
+        """Whether as many are left."""
+        return nbytes <= self._room
+
     def take(self, nbytes: int) -> bool:
         """Whether as many are left; then they are taken."""
-        if nbytes > self._room:
+        if not self.has(nbytes):
             return False
         self._room -= nbytes
         return True
@@ -43,9 +50,11 @@ class Allowance:
 class Batch:
     """J and Jᵀ of a mini-batch at θ0.
 
-    J V comes by the route of the probe, or, where the batch is kept or many columns come at once, through a kept
-    graph, which is built at the cost of a column. Jᵀ U goes through the graph of one forward pass. A way to J V is held
-    against Jᵀ U before it is used on a batch for the first time; where it fails, rows serve.
+    J V comes by the route of the probe, or, where the batch is kept or many columns come at once, through a kept graph,
+    which is built at the cost of a column. Jᵀ U goes through the graph of one forward pass. A batch that is kept for
+    long goes over to the factors of its per-example gradients, where these are faster: once as much has been spent on
+    products as they cost to make. A way to J V is held against Jᵀ U before it is used on a batch for the first time;
+    where it fails, rows serve.
 
     Args:
         lin: the linearization.
@@ -62,9 +71,12 @@ class Batch:
         self._trials = trials
         self._findings = lin.findings(examples)
         self._keeping = lin.keeping(examples)
-        self.keeps = allowance.take(len(examples) * self._keeping.graph)
         self._graph: Doubled | None = None
         self._doubles: bool | None = None
+        self._factors: Factors | None = None
+        self._output: Tensor | None = None
+        self.keeps = allowance.take(len(examples) * self._keeping.graph)
+        self._columns_left = _PASSES_AN_OUTPUT * self._findings.n_outputs if self.keeps else math.inf
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -77,6 +89,8 @@ class Batch:
     @property
     def output(self) -> Float[Tensor, "n c"]:
         """f(x; θ0)."""
+        if self._output is not None:
+            return self._output
         with differentiable():
             return self._recorded().output
 
@@ -84,6 +98,9 @@ class Batch:
         """J V."""
         if vectors.shape[1] == 0:
             return vectors.new_zeros(len(self), self.n_outputs, 0)
+        factors = self._by_factors(vectors.shape[1])
+        if factors is not None:
+            return factors.push(vectors)
         ways: dict[str, Callable[[Tensor], Tensor]] = {"route": self._by_route, "graph": self._by_graph}
         if self._through_graph(vectors.shape[1]):
             ways = {"graph": self._by_graph, "route": self._by_route}
@@ -97,10 +114,30 @@ class Batch:
         """Jᵀ U."""
         if cotangents.shape[2] == 0:
             return cotangents.new_zeros(self._lin.n_parameters, 0)
+        factors = self._by_factors(cotangents.shape[2])
+        if factors is not None:
+            return factors.pull(cotangents)
         with differentiable():
             graph = self._recorded()
             kind = ("pull", *self._kind)
             return self._columns(kind, graph.pull, graph.pull_several, cotangents, self._lin.network.eps)
+
+    def _by_factors(self, k: int) -> Factors | None:
+        """The factors, if they are there, or if it is time to make them and they are right on this batch."""
+        self._columns_left -= k
+        if self._columns_left >= 0:
+            return self._factors
+        self._columns_left = math.inf
+        least = len(self) * self._keeping.graph
+        more = len(self) * self._findings.factor_bytes - least
+        if not self._allowance.has(more) or not self._lin.factored(self._examples):
+            return None
+        factors = Factors(self._lin.network, self._findings, self._examples)
+        if self._right("factors", factors.push):
+            self._allowance.take(more)
+            self._output = self.output
+            self._factors, self._graph = factors, None
+        return self._factors
 
     def _by_route(self, vectors: Float[Tensor, "p k"]) -> Float[Tensor, "n c k"]:
         with self._findings.route.context():

@@ -6,6 +6,7 @@ import threading
 from typing import Any, final
 
 from jacana.linearization.columns import Columns
+from jacana.linearization.factors import are_faster
 from jacana.linearization.keeping import Keeping, keeping
 from jacana.linearization.probe import Findings, probe
 from jacana.networks import Examples, Network, differentiable
@@ -25,6 +26,7 @@ class Inquiry:
         self._network = network
         self._findings: dict[tuple[Any, ...], Findings] = {}
         self._keeping: dict[tuple[Any, ...], Keeping] = {}
+        self._factored: dict[tuple[Any, ...], bool] = {}
         self._doubted: set[tuple[Any, ...]] = set()
         self._guard = threading.RLock()
         self.columns = Columns()
@@ -53,6 +55,15 @@ class Inquiry:
                 with differentiable():
                     self._keeping[key] = keeping(self._network, few.detached(), route)
             return self._keeping[key]
+
+    def factored(self, examples: Examples) -> bool:
+        """Whether what is kept of inputs like these are factors rather than graphs."""
+        key = _key(examples)
+        with self._guard:
+            if key not in self._factored:
+                found = self.findings(examples), self.keeping(examples)
+                self._factored[key] = are_faster(self._network, *found, examples)
+            return self._factored[key]
 
     def trusts(self, examples: Examples) -> bool:
         """Whether blocks of inputs like these have always been what the probe found."""

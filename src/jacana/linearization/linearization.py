@@ -239,6 +239,10 @@ class Linearization:
         """How graphs for inputs like these are kept."""
         return self._inquiry.keeping(examples)
 
+    def factored(self, examples: Examples) -> bool:
+        """Whether what is kept of inputs like these are factors rather than graphs."""
+        return self._inquiry.factored(examples)
+
     @property
     def columns(self) -> Columns:
         """How several columns are multiplied."""

@@ -48,7 +48,12 @@ class Findings:
     @property
     def bytes_per_example(self) -> int:
         """What one example takes while its features are computed, these included."""
-        return self.passing + sum(self.held.values())
+        return self.passing + self.factor_bytes
+
+    @property
+    def factor_bytes(self) -> int:
+        """What the features of one example hold."""
+        return sum(self.held.values())
 
 
 def probe(network: Network, examples: Examples, *, thorough: bool = False) -> Findings:
