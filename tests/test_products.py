@@ -125,7 +125,7 @@ def test_a_batch_goes_over_to_factors_once_as_much_has_been_spent(factored, monk
     for count in range(1, 9):
         oracles.assert_close(jacobian @ v, J @ v.numpy(), DOUBLE, scale=100)
         oracles.assert_close(jacobian.T @ u, J.T @ u.numpy(), DOUBLE, scale=100)
-        assert len(factored) == (2 * count > 4 * 3)  # asked once
+        assert len(factored) == (2 * count > 4 * 2)  # asked once
     fisher = jacana.Fisher(net, x, jacana.Categorical())
     V = random(J.shape[1], 20)
     want = oracles.gauss_newton(J, oracles.curvature("categorical", oracles.outputs(net, x)))

@@ -47,9 +47,13 @@ from jacana.posteriors import Posterior as Posterior
 from jacana.posteriors import TangentGP as TangentGP
 from jacana.posteriors import WeightSpace as WeightSpace
 from jacana.prediction import Prediction as Prediction
+from jacana.solvers import CG as CG
 from jacana.solvers import Cholesky as Cholesky
+from jacana.solvers import Solution as Solution
+from jacana.solvers import preconditioners as preconditioners
 
 __all__ = [
+    "CG",
     "NTK",
     "Bernoulli",
     "Categorical",
@@ -70,6 +74,7 @@ __all__ = [
     "Posterior",
     "Prediction",
     "Similarity",
+    "Solution",
     "TangentGP",
     "WeightSpace",
     "compare_networks",
@@ -81,6 +86,7 @@ __all__ = [
     "gram",
     "linearize",
     "maximize_evidence",
+    "preconditioners",
     "top_eigenpairs",
 ]
 

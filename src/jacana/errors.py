@@ -5,6 +5,7 @@ __all__ = [
     "InvalidData",
     "InvalidOption",
     "JacanaError",
+    "NotConverged",
     "NotPositiveDefinite",
     "UnsupportedNetwork",
 ]
@@ -42,3 +43,7 @@ class NotPositiveDefinite(JacanaError, ArithmeticError):
 
 class InsufficientMemory(JacanaError, MemoryError):
     """A computation whose size is known beforehand not to fit."""
+
+
+class NotConverged(UserWarning):
+    """An iterative method stopped before it reached its tolerance; what it reached is said, and the cure."""

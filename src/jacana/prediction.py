@@ -6,15 +6,16 @@ import math
 from abc import ABC, abstractmethod
 from functools import cached_property
 from numbers import Integral, Real
-from typing import Any, final
+from typing import final
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
 from jacana.errors import InvalidOption
+from jacana.operators import standard_normal
 
-__all__ = ["Prediction", "Source", "standard_normal"]
+__all__ = ["Prediction", "Source"]
 
 
 class Source(ABC):
@@ -39,16 +40,6 @@ class Source(ABC):
     @abstractmethod
     def noise(self) -> Float64[Tensor, "m c"]:
         """The variance of y − f."""
-
-
-def standard_normal(*shape: int, generator: Any, device: torch.device) -> Float64[Tensor, "..."]:
-    """Standard normal numbers drawn where ``generator`` lives, on ``device``."""
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise InvalidOption(
-            f"generator: got {type(generator).__name__}; pass a torch.Generator, e.g. torch.Generator().manual_seed(0)."
-        )
-    source = torch.device("cpu") if generator is None else generator.device
-    return torch.randn(*shape, dtype=torch.float64, generator=generator, device=source).to(device)
 
 
 @final

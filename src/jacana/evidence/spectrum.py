@@ -56,7 +56,7 @@ def spectrum(observations: Observations, *, progress: bool) -> Spectrum:
     """The spectrum on the smaller side: of K by eigendecomposition, or of J S^½ (p < n·c) by a blockwise QR."""
     lin, residual = observations.model.lin, observations.residual.reshape(-1, 1)
     if lin.n_parameters >= len(residual):
-        kernel = dense_kernel(lin, observations.x, None, observations.model.prior, progress=progress)
+        kernel = dense_kernel(lin, observations.examples, None, observations.model.prior, progress=progress)
         values, vectors = torch.linalg.eigh(kernel)
         squares = (vectors.T @ residual).square().flatten()
         return Spectrum(values.clamp_min(0.0).cpu().numpy(), squares.cpu().numpy(), 0, 0.0)
@@ -64,7 +64,7 @@ def spectrum(observations: Observations, *, progress: bool) -> Spectrum:
     p = len(std)
     triangle = torch.zeros(0, p + 1, dtype=torch.float64, device=lin.device)
     start = 0
-    for block in lin.blocks(observations.x):
+    for block in lin.blocks(observations.examples):
         rows = torch.cat([block.dense() * std, residual[start : start + block.n_rows]], dim=1)
         start += block.n_rows
         triangle = torch.linalg.qr(torch.cat([triangle, rows]), mode="r").R

@@ -97,7 +97,7 @@ class FisherStatistics(Statistics):
         self._fishers = torch.zeros(c, p, p, dtype=torch.float64, device=lin.device)
         self._rights = torch.zeros(c, p, dtype=torch.float64, device=lin.device)
         start = 0
-        for block in lin.blocks(observations.x):
+        for block in lin.blocks(observations.examples):
             rows = (block.dense() * std).view(block.n, c, p).transpose(0, 1)
             residual = observations.residual[start : start + block.n]
             start += block.n
@@ -132,6 +132,8 @@ def statistics(observations: Observations, *, layers: bool, progress: bool) -> S
     if model.lin.n_parameters < n_observations and observations.likelihood.noise_std.ndim < 2:
         return FisherStatistics(observations, layers=layers)
     if layers:
-        return KernelStatistics(observations, layer_kernels(model.lin, observations.x, model.prior, progress=progress))
-    kernel = dense_kernel(model.lin, observations.x, None, model.prior, progress=progress)
+        return KernelStatistics(
+            observations, layer_kernels(model.lin, observations.examples, model.prior, progress=progress)
+        )
+    kernel = dense_kernel(model.lin, observations.examples, None, model.prior, progress=progress)
     return KernelStatistics(observations, [kernel])

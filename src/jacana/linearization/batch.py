@@ -21,7 +21,7 @@ from jacana.networks import Examples, differentiable
 __all__ = ["Allowance", "Batch", "Trials"]
 
 _COLUMNS_WORTH_A_GRAPH = 2
-_PASSES_AN_OUTPUT = 4  # in which as much has been spent as it takes to make the factors: a backward pass an output
+_PASSES_AN_OUTPUT = 4  # beyond the first: in these as much is spent as the factors' backward passes cost
 
 Trials = dict[str, bool]
 """Which ways to J v have been tried on a batch, and whether they agreed with reverse mode."""
@@ -76,7 +76,7 @@ class Batch:
         self._factors: Factors | None = None
         self._output: Tensor | None = None
         self.keeps = allowance.take(len(examples) * self._keeping.graph)
-        self._columns_left = _PASSES_AN_OUTPUT * self._findings.n_outputs if self.keeps else math.inf
+        self._columns_left = _PASSES_AN_OUTPUT * (self._findings.n_outputs - 1) if self.keeps else math.inf
 
     def __len__(self) -> int:
         return len(self._examples)

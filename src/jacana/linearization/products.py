@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 from jacana.errors import InvalidData, InvalidOption
@@ -16,7 +16,7 @@ from jacana.linearization.columns import Columns
 from jacana.linearization.features import Features
 from jacana.linearization.linearization import Linearization, linearize, valid_batch_size
 from jacana.linearization.memory import budget
-from jacana.networks import Data, Examples, Stream, as_source
+from jacana.networks import Data, Examples, Stream, as_source, joined
 
 __all__ = ["Products", "valid_memory_budget"]
 
@@ -129,10 +129,36 @@ class Products:
             raise InvalidData("x: got no examples; pass at least one.")
         return total
 
+    def pieces(self) -> Iterator[Examples]:
+        """All of the examples, as they are in memory or as the loader gives them."""
+        yield from [self.source] if isinstance(self.source, Examples) else self.source.batches(self.n)
+
+    def some(self, index: Int64[Tensor, " k"]) -> Examples:
+        """The examples with these numbers, which ascend."""
+        found, start = [], 0
+        for piece in self.pieces():
+            stop = start + len(piece)
+            within = index[(index >= start) & (index < stop)]
+            if len(within):
+                found.append(piece[(within - start).to(piece.tensors[0].device)])
+            start = stop
+        return joined(found)
+
+    def precise_times(self, matrix: Float64[Tensor, "p k"]) -> Float64[Tensor, "nc k"]:
+        """J V contracted in float64."""
+        return torch.cat([block.push(matrix, self.lin.network.sizes) for _, _, block in self.features()])
+
+    def precise_transposed_times(self, matrix: Float64[Tensor, "nc k"]) -> Float64[Tensor, "p k"]:
+        """Jᵀ U contracted in float64."""
+        total = torch.zeros(self.lin.n_parameters, matrix.shape[1], dtype=torch.float64, device=self.lin.device)
+        for start, _, block in self.features():
+            total += block.pull(matrix[start * self.c : start * self.c + block.n_rows])
+        return total
+
     def features(self) -> Iterator[tuple[int, Examples, Features]]:
         """Per-example gradients block by block: where a block starts, its examples, and their features."""
         start = 0
-        for piece in [self.source] if isinstance(self.source, Examples) else self.source.batches(self.n):
+        for piece in self.pieces():
             for low, high in self.lin.bounds(piece):
                 examples = piece[low:high]
                 yield start, examples, self.lin.features(examples)

@@ -1,11 +1,13 @@
 """Operators: the Jacobian and the kernel as matrices that are known by their products."""
 
+from jacana.operators.covariance import Covariance as Covariance
 from jacana.operators.estimates import Estimate as Estimate
 from jacana.operators.estimates import estimate_log_determinant as estimate_log_determinant
 from jacana.operators.estimates import estimate_trace as estimate_trace
 from jacana.operators.fisher import EmpiricalFisher as EmpiricalFisher
 from jacana.operators.fisher import Fisher as Fisher
 from jacana.operators.jacobian import Jacobian as Jacobian
+from jacana.operators.normal import standard_normal as standard_normal
 from jacana.operators.ntk import NTK as NTK
 from jacana.operators.operator import Operator as Operator
 from jacana.operators.similarity import Similarity as Similarity

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 from jacana.linearization import (
@@ -34,7 +34,7 @@ class NTK(Operator):
 
     Args:
         lin: a linearization, or a network to linearize in all its trainable parameters.
-        x1: n examples; a loader is read again at every product.
+        x1: n examples; a loader is read again at every product. Also their products, which others use too.
         x2: m examples; by default ``x1`` itself, and then K is symmetric.
         prior_std: a positive number, or a mapping from dotted name prefixes to numbers.
         memory_budget: as for :class:`~jacana.Jacobian`; each of two sets of data may take half of it.
@@ -62,7 +62,7 @@ class NTK(Operator):
     def __init__(
         self,
         lin: Linearization | nn.Module,
-        x1: Data,
+        x1: Data | Products,
         x2: Data | None = None,
         prior_std: PriorStd = 1.0,
         *,
@@ -70,6 +70,8 @@ class NTK(Operator):
         batch_size: int | None = None,
         vectorize: bool | None = None,
     ) -> None:
+        if isinstance(x1, Products):
+            lin = x1.lin
         self._lin = lin if isinstance(lin, Linearization) else linearize(lin)
         self._prior = Prior.of(self._lin.network, prior_std)
         given = valid_memory_budget(memory_budget)
@@ -79,7 +81,7 @@ class NTK(Operator):
             most = room if x2 is None else room // 2
             return Products(self._lin, x, memory_budget=most, batch_size=batch_size, vectorize=vectorize, name=name)
 
-        self._left = products(x1, "x1")
+        self._left = x1 if isinstance(x1, Products) else products(x1, "x1")
         self._right = self._left if x2 is None else products(x2, "x2")
         self._symmetric = x2 is None
 
@@ -95,11 +97,28 @@ class NTK(Operator):
     def device(self) -> torch.device:
         return self._lin.device
 
+    @property
+    def rows_together(self) -> int:
+        return self._left.c
+
     def times(self, matrix: Float[Tensor, "mc k"]) -> Float[Tensor, "nc k"]:
         return self._left.times(self._scaled(self._right.transposed_times(matrix)))
 
     def transposed_times(self, matrix: Float[Tensor, "nc k"]) -> Float[Tensor, "mc k"]:
         return self._right.times(self._scaled(self._left.transposed_times(matrix)))
+
+    def precise_times(self, matrix: Float64[Tensor, "mc k"]) -> Float64[Tensor, "nc k"]:
+        """The product contracted in float64 from the very numbers that :meth:`to_dense` is made of."""
+        variances = self._prior.vector(self.device).square().unsqueeze(1)
+        return self._left.precise_times(variances * self._right.precise_transposed_times(matrix))
+
+    def columns(self, index: Int64[Tensor, " k"]) -> Float64[Tensor, "nc k"]:
+        """Some of the columns, contracted as :meth:`to_dense` does: of the examples that they belong to."""
+        c = self._right.c
+        examples, place = torch.unique(index.div(c, rounding_mode="floor"), return_inverse=True)
+        some = self._right.some(examples)
+        parts = [dense_kernel(self._lin, piece, some, self._prior) for piece in self._left.pieces()]
+        return torch.cat(parts)[:, place * c + index % c]
 
     @property
     def T(self) -> Operator:

@@ -8,7 +8,7 @@ from numbers import Real
 from typing import final, overload
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from jacana.errors import InvalidData
@@ -41,6 +41,11 @@ class Operator(ABC):
     @abstractmethod
     def device(self) -> torch.device:
         """Where the products are computed."""
+
+    @property
+    def rows_together(self) -> int:
+        """How many rows in a row are had at the cost of one, as an example's outputs are."""
+        return 1
 
     @abstractmethod
     def times(self, matrix: Float[Tensor, "columns k"]) -> Float[Tensor, "rows k"]:
@@ -80,6 +85,19 @@ class Operator(ABC):
             )
         product = self.times(matrix.unsqueeze(1)).squeeze(1) if matrix.ndim == 1 else self.times(matrix)
         return finite(product, "@")
+
+    def precise_times(self, matrix: Float64[Tensor, "columns k"]) -> Float64[Tensor, "rows k"]:
+        """The product in float64, as precise as the operator can have it: what a solver's residual is taken by."""
+        return self.times(matrix.to(self.dtype)).to(torch.float64)
+
+    def columns(self, index: Int64[Tensor, " k"]) -> Float64[Tensor, "rows k"]:
+        """Some of the columns, in float64."""
+        parts = []
+        for some in torch.split(index, _COLUMNS):
+            units = torch.zeros(self.shape[1], len(some), dtype=torch.float64, device=self.device)
+            units[some, torch.arange(len(some), device=self.device)] = 1.0
+            parts.append(self.precise_times(units))
+        return torch.cat(parts, dim=1)
 
     @property
     def T(self) -> Operator:

@@ -11,13 +11,14 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from jacana.errors import NotPositiveDefinite
+from jacana.errors import InvalidOption, NotPositiveDefinite
 from jacana.linearization import budget, dense_kernel, diagonal_blocks, pull, push, require
 from jacana.networks import Examples
+from jacana.operators import standard_normal
+from jacana.posteriors.iterated import IteratedState, System
 from jacana.posteriors.method import Method, State
 from jacana.posteriors.observations import Observations
-from jacana.prediction import standard_normal
-from jacana.solvers import Cholesky, Factor
+from jacana.solvers import Cholesky, Factor, Iterative
 
 __all__ = ["FunctionSpace"]
 
@@ -40,7 +41,8 @@ class FunctionSpace(Method):
     ‖S^½(J*ᵀ − JᵀC)‖² + ‖Σ^½ C‖², C = (K + Σ)⁻¹ K*, which cannot be negative (the Joseph form).
 
     Args:
-        solver: the factorisation.
+        solver: the factorisation, :class:`Cholesky`; or :class:`CG`, which needs products alone: no kernel is formed,
+            the data may be a DataLoader that does not fit in memory, and variances are never below the exact ones.
 
     Raises:
         NotPositiveDefinite: at conditioning, where the noise is too small to tell repeated examples apart.
@@ -59,13 +61,25 @@ class FunctionSpace(Method):
         True
     """
 
-    solver: Cholesky = field(default_factory=Cholesky)
+    solver: Cholesky | Iterative = field(default_factory=Cholesky)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.solver, Cholesky | Iterative):
+            raise InvalidOption(
+                f"solver: got {self.solver!r}; expected an object with its options, jacana.Cholesky() or jacana.CG()."
+            )
+
+    @property
+    def streams(self) -> bool:
+        return isinstance(self.solver, Iterative)
 
     def condition(self, observations: Observations, *, progress: bool) -> State:
+        if isinstance(self.solver, Iterative):
+            return IteratedState(System(observations, self.solver, progress=progress))
         model, n = observations.model, observations.residual.numel()
         require(2 * 8 * n * n, model.lin.device, f"factorising the covariance of {n:,} observations",
                 "use WeightSpace(), fewer examples, or fewer outputs (output=).")  # fmt: skip
-        kernel = dense_kernel(model.lin, observations.x, None, model.prior, progress=progress)
+        kernel = dense_kernel(model.lin, observations.examples, None, model.prior, progress=progress)
         kernel.diagonal().add_(observations.noise.flatten())
         return _FunctionSpaceState(observations, self.solver, _factor(self.solver, kernel))
 
@@ -121,7 +135,7 @@ class _FunctionSpaceState(State):
     def covariance(self, x: Examples) -> Float64[Tensor, "mc mc"]:
         model = self.observations.model
         prior = dense_kernel(model.lin, x, None, model.prior)
-        cross = dense_kernel(model.lin, self.observations.x, x, model.prior)
+        cross = dense_kernel(model.lin, self.observations.examples, x, model.prior)
         half = self._factor.half_solve(cross)
         covariance = prior - half.T @ half
         weights = self._factor.solve(cross)
@@ -139,7 +153,7 @@ class _FunctionSpaceState(State):
         prior = std * standard_normal(lin.n_parameters, n, generator=generator, device=lin.device)
         noise = standard_normal(len(self._residual), n, generator=generator, device=lin.device)
         noise *= observations.noise.sqrt().reshape(-1, 1)
-        missing = self._residual - push(lin, observations.x, prior) - noise
+        missing = self._residual - push(lin, observations.examples, prior) - noise
         return prior + self._weights_for(self._factor.solve(missing))
 
     @cached_property
@@ -151,8 +165,8 @@ class _FunctionSpaceState(State):
 
     def extended(self, more: Observations) -> State:
         model = self.observations.model
-        cross = dense_kernel(model.lin, self.observations.x, more.x, model.prior)
-        corner = dense_kernel(model.lin, more.x, None, model.prior)
+        cross = dense_kernel(model.lin, self.observations.examples, more.examples, model.prior)
+        corner = dense_kernel(model.lin, more.examples, None, model.prior)
         corner.diagonal().add_(more.noise.flatten())
         try:
             factor = self._solver.extend(self._factor, cross, corner)
@@ -163,14 +177,16 @@ class _FunctionSpaceState(State):
     def _weights_for(self, alpha: Float64[Tensor, "nc k"]) -> Float64[Tensor, "p k"]:
         """S Jᵀ α."""
         model = self.observations.model
-        return model.prior.vector(model.lin.device).square().unsqueeze(1) * pull(model.lin, self.observations.x, alpha)
+        return model.prior.vector(model.lin.device).square().unsqueeze(1) * pull(
+            model.lin, self.observations.examples, alpha
+        )
 
     def _explained(
         self, x: Examples, prior: Float64[Tensor, " mc"]
     ) -> tuple[Float64[Tensor, "nc mc"], Float64[Tensor, " mc"], Float64[Tensor, " mc"]]:
         """C = (K + Σ)⁻¹ K*, the variance that the data explain, and its rounding error."""
         model = self.observations.model
-        half = self._factor.half_solve(dense_kernel(model.lin, self.observations.x, x, model.prior))
+        half = self._factor.half_solve(dense_kernel(model.lin, self.observations.examples, x, model.prior))
         weights = torch.linalg.solve_triangular(self._factor.lower.T, half, upper=True)
         return weights, half.square().sum(0), self._doubt(prior, weights)
 
@@ -197,6 +213,6 @@ class _FunctionSpaceState(State):
         units = torch.zeros(weights.shape[1], len(rows), dtype=torch.float64, device=weights.device)
         units[rows, torch.arange(len(rows), device=weights.device)] = 1.0
         chosen = weights[:, rows]
-        gap = pull(model.lin, x, units) - pull(model.lin, self.observations.x, chosen)
+        gap = pull(model.lin, x, units) - pull(model.lin, self.observations.examples, chosen)
         noise = self.observations.noise.sqrt().reshape(-1, 1)
         return torch.cat([model.prior.vector(weights.device).unsqueeze(1) * gap, noise * chosen])

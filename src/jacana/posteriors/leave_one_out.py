@@ -55,7 +55,7 @@ def leave_one_out(state: State) -> LeaveOneOut:
     log_precision = 2.0 * lower.diagonal(dim1=1, dim2=2).log().sum(1)
     fit = (residual * alpha).sum(1)
     log_probability = 0.5 * (log_precision - fit - observations.c * math.log(2.0 * math.pi))
-    targets = observations.residual + observations.model.mean(observations.x)
+    targets = observations.residual + observations.model.mean(observations.examples)
     mean = targets - residual
     if observations.flat:
         mean, residual = mean.squeeze(1), residual.squeeze(1)

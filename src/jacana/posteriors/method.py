@@ -10,6 +10,7 @@ from torch import Tensor
 
 from jacana.networks import Examples
 from jacana.posteriors.observations import Observations
+from jacana.solvers import Solution
 
 __all__ = ["Method", "State"]
 
@@ -43,6 +44,11 @@ class State(ABC):
         """Samples of δ."""
 
     @property
+    def solution(self) -> Solution | None:
+        """What an iterative solver reached for the mean; None where there was none."""
+        return None
+
+    @property
     @abstractmethod
     def precision(self) -> tuple[Float64[Tensor, "n c c"], Float64[Tensor, "n c"]]:
         """The diagonal blocks of A⁻¹ and the vector A⁻¹ (y − m), for A = K + Σ."""
@@ -54,6 +60,11 @@ class State(ABC):
 
 class Method(ABC):
     """Options of one way to compute a posterior."""
+
+    @property
+    def streams(self) -> bool:
+        """Whether the examples of a DataLoader need not be in memory all at once."""
+        return False
 
     @abstractmethod
     def condition(self, observations: Observations, *, progress: bool) -> State:

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from jaxtyping import Float64
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from jacana.errors import InvalidData, InvalidOption
 from jacana.likelihoods import Gaussian
 from jacana.linearization import Linearization, Prior
-from jacana.networks import Data, Examples
+from jacana.networks import Data, Examples, Stream, as_targets
 
 __all__ = ["Model", "Observations", "observe"]
 
@@ -25,8 +26,10 @@ class Model:
     prior: Prior
     zero_mean: bool
 
-    def mean(self, x: Examples) -> Float64[Tensor, "n c"]:
+    def mean(self, x: Examples | Stream) -> Float64[Tensor, "n c"]:
         """m(x)."""
+        if isinstance(x, Stream):
+            return torch.cat([self.mean(batch) for batch in x.batches(len(x))])
         if self.zero_mean:
             shape = (len(x), self.lin.findings(x).n_outputs)
             return torch.zeros(shape, dtype=torch.float64, device=self.lin.device)
@@ -46,10 +49,15 @@ class Observations:
     """
 
     model: Model
-    x: Examples
+    x: Examples | Stream
     residual: Float64[Tensor, "n c"]
     likelihood: Gaussian
     flat: bool
+
+    @property
+    def examples(self) -> Examples:
+        """All of them in memory."""
+        return self.x.gathered() if isinstance(self.x, Stream) else self.x
 
     @property
     def n(self) -> int:
@@ -70,21 +78,35 @@ class Observations:
         """These observations and then ``other``."""
         return Observations(
             self.model,
-            self.x.followed_by(other.x),
+            self.examples.followed_by(other.examples),
             torch.cat([self.residual, other.residual]),
             self.likelihood.followed_by(other.likelihood, self.n, other.n, self.c),
             self.flat,
         )
 
 
-def observe(model: Model, x: Data, y: Any, likelihood: Gaussian) -> Observations:
+def observe(model: Model, x: Data, y: Any, likelihood: Gaussian, *, streams: bool = False) -> Observations:
     """Check data against the network and take the prior mean off.
+
+    Args:
+        model: the prior.
+        x: n examples, or a DataLoader of (input, target).
+        y: targets.
+        likelihood: the noise.
+        streams: leave the examples of a DataLoader where they are.
 
     Raises:
         InvalidData: data that cannot be used, or targets of another shape than the network's outputs.
     """
-    examples, targets = model.lin.pairs(x, y)
-    c = model.lin.findings(examples).n_outputs
+    examples: Examples | Stream
+    if streams and y is None and isinstance(x, DataLoader):
+        stream = Stream(x, model.lin.network.input_dtype, model.lin.device)
+        examples, targets = stream, as_targets(stream.targets(), len(stream)).to(model.lin.device)
+        head = stream.head
+    else:
+        examples, targets = model.lin.pairs(x, y)
+        head, examples = examples, examples.copied()
+    c = model.lin.findings(head).n_outputs
     flat = targets.ndim == 1
     columns = targets.unsqueeze(1) if flat else targets
     if columns.shape[1] != c:
@@ -95,7 +117,7 @@ def observe(model: Model, x: Data, y: Any, likelihood: Gaussian) -> Observations
         )
     if len(columns) != len(examples):
         raise InvalidData(f"y: got {len(columns)} targets for {len(examples)} examples; give one for each example.")
-    observations = Observations(model, examples.copied(), columns - model.mean(examples), likelihood, flat)
+    observations = Observations(model, examples, columns - model.mean(examples), likelihood, flat)
     _ = observations.noise  # a noise that does not fit is refused here
     return observations
 

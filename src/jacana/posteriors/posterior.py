@@ -17,6 +17,7 @@ from jacana.posteriors.leave_one_out import LeaveOneOut, leave_one_out
 from jacana.posteriors.method import Method, State
 from jacana.posteriors.observations import observe
 from jacana.prediction import Prediction, Source
+from jacana.solvers import Solution
 
 __all__ = ["Posterior"]
 
@@ -61,6 +62,11 @@ class Posterior:
     def weights(self) -> Float64[Tensor, " p"]:
         """The posterior mean δ̂ of the weight change, in ``named_parameters`` order."""
         return self._state.weights
+
+    @property
+    def solution(self) -> Solution | None:
+        """What an iterative solver reached for the mean: steps, residual, seconds; None without one."""
+        return self._state.solution
 
     @property
     def log_evidence(self) -> float:

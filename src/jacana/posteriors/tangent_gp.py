@@ -12,12 +12,13 @@ from jacana.errors import InvalidOption
 from jacana.likelihoods import Gaussian
 from jacana.linearization import Linearization, Prior, PriorStd, dense_kernel, diagonal_blocks, linearize, push
 from jacana.networks import Data, Examples
+from jacana.operators import standard_normal
 from jacana.posteriors.function_space import FunctionSpace
 from jacana.posteriors.method import Method
 from jacana.posteriors.observations import Model, as_likelihood, observe
 from jacana.posteriors.posterior import Posterior
 from jacana.posteriors.weight_space import WeightSpace
-from jacana.prediction import Prediction, Source, standard_normal
+from jacana.prediction import Prediction, Source
 
 __all__ = ["TangentGP"]
 
@@ -131,7 +132,7 @@ class TangentGP:
                 f"method: got {method!r}; expected an object with its options, jacana.FunctionSpace() or "
                 "jacana.WeightSpace(), or None for the cheaper."
             )
-        observations = observe(self._model, x, y, noise)
+        observations = observe(self._model, x, y, noise, streams=method is not None and method.streams)
         if method is None:
             fewer = self._model.lin.n_parameters < observations.residual.numel() and not bool(
                 (observations.noise == 0).any()

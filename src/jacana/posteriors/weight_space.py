@@ -16,9 +16,9 @@ from tqdm import tqdm
 from jacana.errors import InvalidOption
 from jacana.linearization import push, require
 from jacana.networks import Examples
+from jacana.operators import standard_normal
 from jacana.posteriors.method import Method, State
 from jacana.posteriors.observations import Observations
-from jacana.prediction import standard_normal
 
 __all__ = ["WeightSpace"]
 
@@ -71,13 +71,16 @@ def _triangle(triangle: Tensor, misfit: float, observations: Observations, progr
     sigma = observations.noise.sqrt().reshape(-1, 1)
     residual = observations.residual.reshape(-1, 1)
     waiting, start = [triangle], 0
-    bounds = lin.bounds(observations.x)
+    x = observations.examples
+    bounds = lin.bounds(x)
     for low, high in tqdm(bounds, desc="weights", unit="block", delay=1.0, leave=False, disable=not progress):
-        rows = lin.features(observations.x[low:high]).dense().mul_(std)
+        rows = lin.features(x[low:high]).dense().mul_(std)
         stop = start + len(rows)
         waiting.append(torch.cat([rows, residual[start:stop]], dim=1) / sigma[start:stop])
         start = stop
-        if sum(map(len, waiting)) > 3 * p or high == len(observations.x):  # each step costs p³ and more by itself
+        if sum(map(len, waiting)) > 3 * p or high == len(
+            observations.examples
+        ):  # each step costs p³ and more by itself
             reduced = torch.linalg.qr(torch.cat(waiting), mode="r").R
             misfit += float(reduced[p:, p].square().sum())
             waiting = [reduced[:p]]
@@ -124,13 +127,13 @@ class _WeightSpaceState(State):
         c = sigma.shape[1]
         blocks, start = [], 0
         unit = torch.eye(c, dtype=torch.float64, device=sigma.device)
-        for root in self._roots(observations.x):
+        for root in self._roots(observations.examples):
             per_example = root.T.reshape(-1, c, len(root))
             inverse = 1.0 / sigma[start : start + len(per_example)]
             start += len(per_example)
             scaled = per_example * inverse.unsqueeze(2)
             blocks.append(inverse.unsqueeze(2) * (unit - scaled @ scaled.mT) * inverse.unsqueeze(1))
-        explained = push(observations.model.lin, observations.x, self.weights.unsqueeze(1))
+        explained = push(observations.model.lin, observations.examples, self.weights.unsqueeze(1))
         unexplained = observations.residual - explained.view_as(observations.residual)
         return torch.cat(blocks), unexplained / observations.noise
 

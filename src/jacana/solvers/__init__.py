@@ -1,4 +1,10 @@
-"""Solvers: factor once, solve many times; one file a method."""
+"""Solvers: factor once and solve many times, or iterate to a stated tolerance; one file a method."""
 
+from jacana.solvers import preconditioners as preconditioners
+from jacana.solvers.cg import CG as CG
 from jacana.solvers.cholesky import Cholesky as Cholesky
 from jacana.solvers.cholesky import Factor as Factor
+from jacana.solvers.goal import Goal as Goal
+from jacana.solvers.goal import SmallVarianceError as SmallVarianceError
+from jacana.solvers.solution import Solution as Solution
+from jacana.solvers.solver import Iterative as Iterative

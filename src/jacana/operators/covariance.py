@@ -1,0 +1,74 @@
+"""The covariance of observations, K + Σ, as an operator."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from jacana.errors import InvalidData
+from jacana.operators.operator import Operator
+
+__all__ = ["Covariance"]
+
+
+@final
+class Covariance(Operator):
+    """A = K + Σ with Σ diagonal: the system that a posterior in function space solves.
+
+    Products take and give float64; those with K run in its own dtype, those of :meth:`precise_times` in float64.
+
+    Args:
+        kernel: K, symmetric and positive semidefinite.
+        noise: the variances on the diagonal of Σ, (n,).
+    """
+
+    def __init__(self, kernel: Operator, noise: Float64[Tensor, " n"]) -> None:
+        if kernel.shape != (len(noise), len(noise)):
+            raise InvalidData(f"noise: got {len(noise)} variances for a kernel of shape {tuple(kernel.shape)}.")
+        self.kernel, self.noise = kernel, noise
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.kernel.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float64
+
+    @property
+    def device(self) -> torch.device:
+        return self.kernel.device
+
+    @property
+    def rows_together(self) -> int:
+        return self.kernel.rows_together
+
+    def times(self, matrix: Float64[Tensor, "n k"]) -> Float64[Tensor, "n k"]:
+        size = matrix.abs().amax(0)  # float32 has a narrower range
+        size = torch.where(size > 0.0, size, 1.0)
+        product = self.kernel.times((matrix / size).to(self.kernel.dtype)).to(torch.float64)
+        return product.mul_(size).addcmul_(self.noise.unsqueeze(1), matrix)
+
+    def transposed_times(self, matrix: Float64[Tensor, "n k"]) -> Float64[Tensor, "n k"]:
+        return self.times(matrix)
+
+    def precise_times(self, matrix: Float64[Tensor, "n k"]) -> Float64[Tensor, "n k"]:
+        return self.kernel.precise_times(matrix).addcmul_(self.noise.unsqueeze(1), matrix)
+
+    def columns(self, index: Int64[Tensor, " k"]) -> Float64[Tensor, "n k"]:
+        columns = self.kernel.columns(index)
+        columns[index, torch.arange(len(index), device=index.device)] += self.noise[index]
+        return columns
+
+    @property
+    def T(self) -> Operator:
+        return self
+
+    def diagonal(self) -> Float64[Tensor, " n"]:
+        return self.kernel.diagonal().to(torch.float64) + self.noise
+
+    def to_dense(self) -> Float64[Tensor, "n n"]:
+        return self.kernel.to_dense().to(torch.float64) + torch.diag(self.noise)

@@ -1,0 +1,169 @@
+"""Iterated: function space without a factorisation, by an iterative solver on products."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import final
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from jacana.errors import InvalidOption
+from jacana.linearization import Products, budget, dense_kernel, diagonal_blocks, pull
+from jacana.networks import Examples
+from jacana.operators import NTK, Covariance, standard_normal
+from jacana.posteriors.method import State
+from jacana.posteriors.observations import Observations
+from jacana.solvers import Goal, Iterative, SmallVarianceError, Solution
+from jacana.solvers.preconditioners import Prepared
+
+__all__ = ["IteratedState", "System"]
+
+_EPS = torch.finfo(torch.float64).eps
+_VARIANCE_ERROR = 0.01
+"""How much larger than the exact one a variance may be, by estimate."""
+_TRUSTED = 1e4  # a difference is used where it is this many times its rounding error
+
+
+@final
+class System:
+    """A = K + Σ of some observations, with its solver and what was prepared for it.
+
+    Args:
+        observations: n examples.
+        solver: its options.
+        progress: show bars.
+    """
+
+    def __init__(self, observations: Observations, solver: Iterative, *, progress: bool) -> None:
+        model = observations.model
+        self.observations, self.solver, self._progress = observations, solver, progress
+        self._products = Products(model.lin, observations.x)
+        kernel = NTK(model.lin, self._products, prior_std=model.prior.given)
+        self.covariance = Covariance(kernel, observations.noise.flatten())
+        self.prepared: Prepared | None = solver.prepare(self.covariance, progress=progress)
+        self._variances = model.prior.vector(model.lin.device).square().unsqueeze(1)
+
+    def solve(
+        self,
+        right: Float64[Tensor, "nc k"],
+        start: Float64[Tensor, "nc k"] | None = None,
+        goal: Goal | None = None,
+    ) -> Solution:
+        """A⁻¹ B to the solver's tolerance, or to another goal."""
+        return self.solver.solve(
+            self.covariance, right, prepared=self.prepared, start=start, goal=goal, progress=self._progress
+        )
+
+    def weights_for(self, alpha: Float64[Tensor, "nc k"]) -> Float64[Tensor, "p k"]:
+        """S Jᵀ α, contracted in float64."""
+        return self._variances * self._products.precise_transposed_times(alpha)
+
+    def values_of(self, weights: Float64[Tensor, "p k"]) -> Float64[Tensor, "nc k"]:
+        """J δ at the examples, contracted in float64."""
+        return self._products.precise_times(weights)
+
+    def cross(self, x: Examples) -> Float64[Tensor, "nc mc"]:
+        """K between the observed examples and others."""
+        model = self.observations.model
+        return torch.cat([dense_kernel(model.lin, piece, x, model.prior) for piece in self._products.pieces()])
+
+    def weight_samples(self, n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Prior samples z (p, n) of the weights, and what they and the noise leave of the observations (n·c, n).
+
+        Matheron's rule: δ_s = z + S Jᵀ A⁻¹ (y − m − J z − ε).
+        """
+        lin = self.observations.model.lin
+        prior = self._variances.sqrt() * standard_normal(lin.n_parameters, n, generator=generator, device=lin.device)
+        noise = self.covariance.noise.sqrt().unsqueeze(1)
+        drawn = noise * standard_normal(len(noise), n, generator=generator, device=lin.device)
+        return prior, self.observations.residual.reshape(-1, 1) - self.values_of(prior) - drawn
+
+
+@final
+class IteratedState(State):
+    """α ≈ A⁻¹ (y − m) to the solver's tolerance.
+
+    A variance is that of f* − C̃ᵀy for the C̃ that the solver reached: with C̃ = A⁻¹K* + E it is the exact one plus
+    Eᵀ A E, of second order in the error, and never below the exact one.
+    """
+
+    def __init__(self, system: System, start: Float64[Tensor, "nc 1"] | None = None) -> None:
+        super().__init__(system.observations)
+        self._system = system
+        self._residual = self.observations.residual.reshape(-1, 1)
+        self._solution = system.solve(self._residual, start)
+
+    @property
+    def solution(self) -> Solution:
+        return self._solution
+
+    @cached_property
+    def weights(self) -> Float64[Tensor, " p"]:
+        return self._system.weights_for(self.solution.x).squeeze(1)
+
+    @property
+    def log_evidence(self) -> float:
+        raise InvalidOption(
+            "log_evidence: an iterative solver has no determinant; estimate it with jacana.estimate_log_determinant, "
+            "or factorise: FunctionSpace(), WeightSpace()."
+        )
+
+    def variance(self, x: Examples) -> Float64[Tensor, "m c"]:
+        model = self.observations.model
+        c = self.observations.c
+        at_once = max(1, budget(model.lin.device) // (8 * 8 * len(self._residual) * c))
+        parts = []
+        for block in x.batches(at_once):
+            prior = diagonal_blocks(model.lin, block, model.prior).diagonal(dim1=1, dim2=2)
+            cross = self._system.cross(block)
+            found = self._system.solve(cross, goal=SmallVarianceError(_VARIANCE_ERROR, prior.flatten()))
+            variance = prior.flatten() - (found.x * (cross + found.remainder)).sum(0)
+            fit = (found.x * (cross - found.remainder)).sum(0)
+            small = (variance < _TRUSTED * _EPS * (prior.flatten() + fit.abs())).nonzero().flatten()
+            if len(small):
+                variance[small] = self._root(block, found.x, small).square().sum(0)
+            parts.append(variance.view_as(prior))
+        return torch.cat(parts)
+
+    def covariance(self, x: Examples) -> Float64[Tensor, "mc mc"]:
+        model = self.observations.model
+        prior = dense_kernel(model.lin, x, None, model.prior)
+        cross = self._system.cross(x)
+        found = self._system.solve(cross)
+        explained = cross.T @ found.x
+        fit = found.x.T @ (cross - found.remainder)
+        covariance = prior - explained - explained.T + 0.5 * (fit + fit.T)
+        doubt = _TRUSTED * _EPS * (prior.diagonal() + fit.diagonal().abs())
+        if bool((covariance.diagonal() < doubt).any()):
+            root = self._root(x, found.x, torch.arange(len(prior), device=prior.device))
+            return root.T @ root
+        return covariance
+
+    def sample_weights(self, n: int, generator: torch.Generator | None) -> Float64[Tensor, "p n"]:
+        prior, missing = self._system.weight_samples(n, generator)
+        return prior + self._system.weights_for(self._system.solve(missing).x)
+
+    @property
+    def precision(self) -> tuple[Float64[Tensor, "n c c"], Float64[Tensor, "n c"]]:
+        raise InvalidOption(
+            "leave_one_out: needs the inverse of the covariance, which an iterative solver does not form; use "
+            "FunctionSpace() or WeightSpace() on fewer examples."
+        )
+
+    def extended(self, more: Observations) -> State:
+        both = self.observations.followed_by(more)
+        system = System(both, self._system.solver, progress=False)
+        start = torch.cat([self.solution.x, torch.zeros(more.residual.numel(), 1).to(self.solution.x)])
+        return IteratedState(system, start)
+
+    def _root(self, x: Examples, weights: Float64[Tensor, "nc mc"], rows: Tensor) -> Float64[Tensor, "q k"]:
+        """R with Rᵀ R the covariance of f* − C̃ᵀy at the given rows: S^½(J*ᵀ − JᵀC̃) above Σ^½ C̃."""
+        model = self.observations.model
+        std = model.prior.vector(weights.device).unsqueeze(1)
+        units = torch.zeros(weights.shape[1], len(rows), dtype=torch.float64, device=weights.device)
+        units[rows, torch.arange(len(rows), device=weights.device)] = 1.0
+        chosen = weights[:, rows]
+        gap = std * pull(model.lin, x, units) - self._system.weights_for(chosen) / std
+        return torch.cat([gap, self._system.covariance.noise.sqrt().unsqueeze(1) * chosen])

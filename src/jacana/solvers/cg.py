@@ -1,0 +1,206 @@
+"""Conjugate gradients for many right-hand sides, preconditioned, with a residual that is true."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+from tqdm import tqdm
+
+from jacana.errors import InvalidOption, NotConverged
+from jacana.operators import Covariance
+from jacana.solvers.goal import Goal, SmallResidual
+from jacana.solvers.preconditioners import PivotedCholesky, Preconditioner, Prepared
+from jacana.solvers.solution import Solution
+from jacana.solvers.solver import Iterative
+
+__all__ = ["CG"]
+
+_MARGIN = 0.7
+"""The iteration goes on to this share of the tolerance: its own residual is not quite the true one."""
+
+_GAIN = 0.5
+"""A new start that does not bring the true residual down to this share of the last has met the limit of precision."""
+
+
+@final
+@dataclass(frozen=True)
+class CG(Iterative):
+    """Preconditioned conjugate gradients on A = K + Σ.
+
+    Each column stops by itself. Products with K run in the network's dtype, all vectors and inner products in float64.
+    When the iteration's own residual is below the tolerance, B − A X is computed once more with K contracted in
+    float64; where that is not below, the iteration starts again from there: what is reported is what was reached.
+
+    Cost: one product a step and column, one float64 product a column at the end, 4 n · k numbers.
+
+    Args:
+        rtol: tolerance of ‖B − A X‖ / ‖B‖.
+        max_steps: of the iteration.
+        preconditioner: by default :class:`~jacana.preconditioners.PivotedCholesky`, whose rank follows the data; None
+            for none.
+
+    Raises:
+        InvalidOption: a tolerance or a number of steps that is not positive.
+
+    References:
+        Hestenes and Stiefel 1952; Golub and Van Loan 2013, Matrix Computations, algorithm 11.5.1. van der Vorst and Ye
+        2000, Residual replacement strategies for Krylov subspace iterative methods.
+
+    Example:
+        >>> import jacana, torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(1, 20), torch.nn.Tanh(), torch.nn.Linear(20, 1))
+        >>> x = torch.linspace(-1, 1, 300).unsqueeze(1)
+        >>> method = jacana.FunctionSpace(jacana.CG(rtol=1e-6))
+        >>> post = jacana.TangentGP(net).condition(x, x.sin(), noise_std=0.1, method=method)
+        >>> post.solution.converged
+        True
+    """
+
+    rtol: float = 1e-4
+    max_steps: int = 1000
+    preconditioner: Preconditioner | None = field(default_factory=PivotedCholesky)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rtol, bool) or not isinstance(self.rtol, int | float) or not 0.0 < self.rtol < 1.0:
+            raise InvalidOption(f"rtol: got {self.rtol!r}; expected a relative residual between 0 and 1, e.g. 1e-4.")
+        if isinstance(self.max_steps, bool) or not isinstance(self.max_steps, int) or self.max_steps < 1:
+            raise InvalidOption(f"max_steps: got {self.max_steps!r}; expected a positive whole number.")
+        if self.preconditioner is not None and not isinstance(self.preconditioner, Preconditioner):
+            raise InvalidOption(
+                f"preconditioner: got {self.preconditioner!r}; expected an object like "
+                "jacana.preconditioners.Nystrom(rank=500), or None."
+            )
+
+    def solve(
+        self,
+        covariance: Covariance,
+        right: Float64[Tensor, "n k"],
+        *,
+        prepared: Prepared | None = None,
+        start: Float64[Tensor, "n k"] | None = None,
+        goal: Goal | None = None,
+        progress: bool = False,
+    ) -> Solution:
+        began = time.perf_counter()
+        goal = SmallResidual(self.rtol) if goal is None else goal
+        run = _Run(covariance, right, prepared, goal, self.max_steps, start)
+        excess = run.excess()
+        with _Bar(float(excess.max()) if excess.numel() else 0.0, progress) as bar:
+            trying = excess > 1.0
+            while bool(trying.any()) and run.steps < self.max_steps:
+                which = trying.nonzero().flatten()
+                run.descend(which, bar)
+                before, excess = excess, run.excess()
+                trying[which] = (excess[which] > 1.0) & (excess[which] < _GAIN * before[which])
+        size = torch.linalg.vector_norm(right, dim=0)
+        norms = torch.linalg.vector_norm(run.remainder, dim=0)
+        relative = torch.where(size > 0.0, norms / torch.where(size > 0.0, size, 1.0), 0.0)
+        seconds, converged = time.perf_counter() - began, bool((excess <= 1.0).all())
+        solution = Solution(run.x, run.remainder, relative, run.steps, run.products, seconds, converged)
+        if not converged:
+            self._warn(solution, excess)
+        return solution
+
+    def _warn(self, solution: Solution, excess: Tensor) -> None:
+        cure = (
+            f"more steps (max_steps, now {self.max_steps}) or a preconditioner of larger rank"
+            if solution.steps >= self.max_steps
+            else "a larger noise_std, the network in float64, or a preconditioner of larger rank: rounding is the limit"
+        )
+        warnings.warn(
+            f"CG: relative residual {float(solution.relative_residuals.max()):.1e} after {solution.steps} steps, "
+            f"{float(excess.max()):.2g} times what was asked for, in {int((excess > 1.0).sum())} of {len(excess)} "
+            f"columns; take {cure}, or a larger rtol.",
+            NotConverged,
+            stacklevel=3,
+        )
+
+
+class _Run:
+    """X and B − A X of one solution under way."""
+
+    def __init__(
+        self,
+        covariance: Covariance,
+        right: Float64[Tensor, "n k"],
+        prepared: Prepared | None,
+        goal: Goal,
+        most: int,
+        start: Float64[Tensor, "n k"] | None,
+    ) -> None:
+        self._covariance, self._right, self._prepared, self._goal, self._most = covariance, right, prepared, goal, most
+        self.steps = self.products = 0
+        self.x = torch.zeros_like(right) if start is None else start.clone()
+        self.remainder = right.clone()
+        if start is not None:
+            self._look(torch.arange(right.shape[1], device=right.device))
+
+    def excess(self) -> Float64[Tensor, " k"]:
+        """How far every column is from the goal."""
+        every = torch.arange(self._right.shape[1], device=self._right.device)
+        return self._goal.excess(every, self.x, self._right, self.remainder, self._condition(self.remainder))
+
+    def descend(self, which: Tensor, bar: _Bar) -> None:
+        """Conjugate gradients in some columns, until each is at the goal by its own account; then look."""
+        every, residual = which, self.remainder[:, which]
+        direction, alignment = residual, residual.new_zeros(len(which))
+        for step in range(self._most - self.steps):
+            conditioned = self._condition(residual)
+            excess = self._goal.excess(which, self.x[:, which], self._right[:, which], residual, conditioned)
+            before, alignment = alignment, (residual * conditioned).sum(0)
+            bar.show(excess)
+            keep = ((excess > _MARGIN) & (alignment > 0.0)).nonzero().flatten()
+            if len(keep) < len(which):
+                which, before, alignment = which[keep], before[keep], alignment[keep]
+                residual, direction, conditioned = residual[:, keep], direction[:, keep], conditioned[:, keep]
+            if not len(which):
+                break
+            direction = conditioned if step == 0 else conditioned.addcmul_(direction, alignment / before)
+            image = self._covariance.times(direction)
+            curvature = (direction * image).sum(0)
+            length = torch.where(curvature > 0.0, alignment / torch.where(curvature > 0.0, curvature, 1.0), 0.0)
+            self.x[:, which] += direction * length
+            residual = residual - image * length
+            self.steps, self.products = self.steps + 1, self.products + len(which)
+        self._look(every)
+
+    def _look(self, which: Tensor) -> None:
+        """The remainder as it is, in float64."""
+        self.remainder[:, which] = self._right[:, which] - self._covariance.precise_times(self.x[:, which])
+        self.products += len(which)
+
+    def _condition(self, residual: Float64[Tensor, "n k"]) -> Float64[Tensor, "n k"]:
+        return residual.clone() if self._prepared is None else self._prepared.solve(residual)
+
+
+class _Bar:
+    """How far the slowest column has come, in digits; the time that is left follows from that."""
+
+    def __init__(self, excess: float, progress: bool) -> None:
+        self._total = max(0.1, math.log10(max(excess, 1.0)))
+        self._bar = tqdm(
+            total=self._total, desc="solving", delay=1.0, leave=False, disable=not progress,
+            bar_format="{desc} {percentage:3.0f} % {bar} [{elapsed}<{remaining}{postfix}]",
+        )  # fmt: skip
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def show(self, excess: Tensor) -> None:
+        """Before a step."""
+        if self._bar.disable or not excess.numel():
+            return
+        slowest = float(excess.max())
+        self._bar.n = round(min(self._total, max(0.0, self._total - math.log10(max(slowest, 1e-300)))), 2)
+        self._bar.set_postfix_str(f"{slowest:.1e} times the tolerance in {len(excess)} columns", refresh=False)
+        self._bar.refresh()

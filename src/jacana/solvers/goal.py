@@ -1,0 +1,63 @@
+"""Goal: when a column of an iterative solution is good enough."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+__all__ = ["Goal", "SmallResidual", "SmallVarianceError"]
+
+
+class Goal(ABC):
+    """A quantity of each column, relative to what is allowed: reached at one."""
+
+    @abstractmethod
+    def excess(
+        self,
+        which: Tensor,
+        x: Float64[Tensor, "n k"],
+        right: Float64[Tensor, "n k"],
+        remainder: Float64[Tensor, "n k"],
+        conditioned: Float64[Tensor, "n k"],
+    ) -> Float64[Tensor, " k"]:
+        """How far the columns numbered ``which`` are from the goal.
+
+        Args:
+            which: their numbers.
+            x: the iterates.
+            right: B.
+            remainder: B − A X.
+            conditioned: M⁻¹ (B − A X).
+        """
+
+
+@final
+@dataclass(frozen=True)
+class SmallResidual(Goal):
+    """‖b − A x‖ ≤ rtol ‖b‖."""
+
+    rtol: float
+
+    def excess(self, which: Tensor, x: Tensor, right: Tensor, remainder: Tensor, conditioned: Tensor) -> Tensor:  # noqa: ARG002
+        allowed = self.rtol * torch.linalg.vector_norm(right, dim=0)
+        norms = torch.linalg.vector_norm(remainder, dim=0)
+        return torch.where(norms > 0.0, norms / torch.where(allowed > 0.0, allowed, 1.0), 0.0)
+
+
+@final
+@dataclass(frozen=True)
+class SmallVarianceError(Goal):
+    """‖A⁻¹b − x‖²_A, estimated by rᵀ M⁻¹ r, ≤ rtol of the variance k** − 2 xᵀb + xᵀA x that x gives."""
+
+    rtol: float
+    prior: Float64[Tensor, " m"]
+
+    def excess(self, which: Tensor, x: Tensor, right: Tensor, remainder: Tensor, conditioned: Tensor) -> Tensor:
+        variance = self.prior[which] - (x * (right + remainder)).sum(0)
+        error = (remainder * conditioned).sum(0)
+        return torch.where(error > 0.0, error / (self.rtol * variance.clamp_min(torch.finfo(torch.float64).tiny)), 0.0)

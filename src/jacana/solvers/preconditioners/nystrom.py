@@ -1,0 +1,88 @@
+"""Nyström: the kernel through some of its columns, drawn uniformly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from jacana.errors import InvalidOption
+from jacana.linearization import budget
+from jacana.operators import Covariance
+from jacana.solvers.preconditioners.preconditioner import LowRank, Preconditioner, Prepared
+
+__all__ = ["Nystrom", "affordable_rank", "lower_root", "valid_rank"]
+
+_RANK = 12.0
+_ROWS = 4096
+
+
+@final
+@dataclass(frozen=True)
+class Nystrom(Preconditioner):
+    """M = C W⁻¹ Cᵀ + Σ, with C = K[:, S] and W = K[S, S] for a random set S of examples.
+
+    The columns come from the structured Gram: one pass over the network for all of them.
+
+    Cost: r columns, 2 n r² operations, n · r numbers.
+
+    Args:
+        rank: r, the columns; by default 12 √n, or fewer where they do not fit in a quarter of the free memory.
+        seed: of the draw.
+
+    References:
+        Williams and Seeger 2001, Using the Nyström method to speed up kernel machines.
+        Frangella, Tropp, Udell 2023, Randomized Nyström preconditioning (arXiv 2110.02820).
+
+    Example:
+        >>> import jacana
+        >>> jacana.CG(preconditioner=jacana.preconditioners.Nystrom(rank=500)).preconditioner.rank
+        500
+    """
+
+    rank: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        valid_rank(self.rank)
+
+    def prepare(self, covariance: Covariance, *, progress: bool = False) -> Prepared:  # noqa: ARG002 - of the base
+        n, together = len(covariance.noise), covariance.rows_together
+        rank = affordable_rank(covariance) if self.rank is None else min(self.rank, n)
+        source = torch.Generator().manual_seed(self.seed)
+        groups = torch.randperm(n // together, generator=source)[: max(1, -(-rank // together))].sort().values
+        index = (groups.unsqueeze(1) * together + torch.arange(together)).flatten().to(covariance.device)
+        columns = covariance.kernel.columns(index)
+        lower = lower_root(columns[index])
+        for rows in torch.split(columns, _ROWS):
+            rows.copy_(torch.linalg.solve_triangular(lower.T, rows, upper=True, left=False))
+        return LowRank(columns, covariance.noise)
+
+
+def affordable_rank(covariance: Covariance) -> int:
+    """12 √n, or what fits."""
+    n = len(covariance.noise)
+    return max(1, min(n, int(_RANK * n**0.5), budget(covariance.device) // (2 * 8 * n)))
+
+
+def lower_root(square: Float64[Tensor, "r r"]) -> Float64[Tensor, "r r"]:
+    """L with L Lᵀ = W, with as much on the diagonal as makes it positive definite: M need not be exact."""
+    shift = torch.finfo(torch.float64).eps * square.diagonal().sum()
+    while True:
+        lower, failed = torch.linalg.cholesky_ex(square + torch.diag(shift.expand(len(square))))
+        if not int(failed):
+            return lower
+        shift = 10.0 * shift
+
+
+def valid_rank(rank: object) -> None:
+    """Refuse what is no rank.
+
+    Raises:
+        InvalidOption: not a positive whole number or None.
+    """
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+        raise InvalidOption(f"rank: got {rank!r}; expected a positive whole number of columns, or None.")

@@ -1,0 +1,83 @@
+"""Preconditioner: a matrix M near A = K + Σ with which one can solve at once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from jacana.errors import InvalidOption
+from jacana.operators import Covariance, standard_normal
+
+__all__ = ["LowRank", "Preconditioner", "Prepared"]
+
+
+class Prepared(ABC):
+    """M for one covariance.
+
+    Attributes:
+        rank: of what approximates the kernel.
+    """
+
+    rank: int
+
+    @abstractmethod
+    def solve(self, right: Float64[Tensor, "n k"]) -> Float64[Tensor, "n k"]:
+        """M⁻¹ B."""
+
+    @property
+    @abstractmethod
+    def log_determinant(self) -> float:
+        """Log |M|."""
+
+    @abstractmethod
+    def sample(self, k: int, generator: torch.Generator | None) -> Float64[Tensor, "n k"]:
+        """Columns drawn from N(0, M)."""
+
+
+class Preconditioner(ABC):
+    """Options of one way to approximate a covariance."""
+
+    @abstractmethod
+    def prepare(self, covariance: Covariance, *, progress: bool = False) -> Prepared:
+        """M for this covariance."""
+
+
+class LowRank(Prepared):
+    """M = F Fᵀ + Σ, with F (n, r).
+
+        M⁻¹ = Σ^-½ (I − G (I + GᵀG)⁻¹ Gᵀ) Σ^-½,     G = Σ^-½ F
+
+    References:
+        Woodbury 1950, Inverting modified matrices.
+    """
+
+    def __init__(self, factor: Float64[Tensor, "n r"], noise: Float64[Tensor, " n"]) -> None:
+        if bool((noise <= 0.0).any()):
+            raise InvalidOption(
+                "preconditioner: some noise is zero, and a preconditioner of low rank divides by it; take "
+                "jacana.preconditioners.Diagonal(), or None."
+            )
+        self.rank = factor.shape[1]
+        self._noise = noise
+        self._std = noise.sqrt().unsqueeze(1)
+        self._factor = factor.div_(self._std)  # in place: it may be most of the memory
+        inner = factor.T @ factor
+        inner.diagonal().add_(1.0)
+        self._lower = torch.linalg.cholesky(inner)
+
+    def solve(self, right: Float64[Tensor, "n k"]) -> Float64[Tensor, "n k"]:
+        scaled = right / self._std
+        inner = torch.cholesky_solve(self._factor.T @ scaled, self._lower)
+        return scaled.addmm_(self._factor, inner, alpha=-1.0).div_(self._std)
+
+    @property
+    def log_determinant(self) -> float:
+        return float(self._noise.log().sum() + 2.0 * self._lower.diagonal().log().sum())
+
+    def sample(self, k: int, generator: torch.Generator | None) -> Float64[Tensor, "n k"]:
+        n = len(self._noise)
+        drawn = standard_normal(n + self.rank, k, generator=generator, device=self._noise.device)
+        return self._std * (drawn[:n] + self._factor @ drawn[n:])

@@ -1,0 +1,43 @@
+"""Solution: what an iterative solver found, and how well."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from jaxtyping import Float64
+from torch import Tensor
+
+__all__ = ["Solution"]
+
+
+@final
+@dataclass(frozen=True)
+class Solution:
+    """X with A X ≈ B.
+
+    Attributes:
+        x: (n, k).
+        remainder: B − A X, from a product in float64.
+        relative_residuals: ‖B − A X‖ / ‖B‖ of each column, zero where B is.
+        steps: of the iteration.
+        products: columns that A was multiplied with, those of the check included.
+        seconds: of the solution; a preconditioner's own are apart.
+        converged: whether every column reached the tolerance.
+    """
+
+    x: Float64[Tensor, "n k"]
+    remainder: Float64[Tensor, "n k"]
+    relative_residuals: Float64[Tensor, " k"]
+    steps: int
+    products: int
+    seconds: float
+    converged: bool
+
+    def __repr__(self) -> str:
+        worst = float(self.relative_residuals.max()) if self.relative_residuals.numel() else 0.0
+        state = "converged" if self.converged else "not converged"
+        return (
+            f"Solution({state}: relative residual {worst:.1e} after {self.steps} steps, {self.products} products, "
+            f"{self.seconds:.3g} s)"
+        )
