@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import final
 
@@ -12,10 +13,10 @@ from torch import Tensor
 from jacana.errors import InvalidOption
 from jacana.linearization import Products, budget, dense_kernel, diagonal_blocks, pull
 from jacana.networks import Examples
-from jacana.operators import NTK, Covariance, standard_normal
+from jacana.operators import NTK, Covariance, Estimate, standard_normal
 from jacana.posteriors.method import State
 from jacana.posteriors.observations import Observations
-from jacana.solvers import Goal, Iterative, SmallVarianceError, Solution
+from jacana.solvers import Goal, Iterative, SmallVarianceError, Solution, log_determinant
 from jacana.solvers.preconditioners import Prepared
 
 __all__ = ["IteratedState", "System"]
@@ -55,6 +56,10 @@ class System:
         return self.solver.solve(
             self.covariance, right, prepared=self.prepared, start=start, goal=goal, progress=self._progress
         )
+
+    def guess(self, right: Float64[Tensor, "nc k"]) -> Float64[Tensor, "nc k"] | None:
+        """A first solution. What is smooth is solved by it alone, far below what a step in float32 can tell."""
+        return None if self.prepared is None else self.prepared.solve(right)
 
     def weights_for(self, alpha: Float64[Tensor, "nc k"]) -> Float64[Tensor, "p k"]:
         """S Jᵀ α, contracted in float64."""
@@ -105,10 +110,15 @@ class IteratedState(State):
 
     @property
     def log_evidence(self) -> float:
-        raise InvalidOption(
-            "log_evidence: an iterative solver has no determinant; estimate it with jacana.estimate_log_determinant, "
-            "or factorise: FunctionSpace(), WeightSpace()."
-        )
+        return self.evidence.value
+
+    @cached_property
+    def evidence(self) -> Estimate:
+        system = self._system
+        found = log_determinant(system.covariance, system.prepared).estimate
+        fit = float((self._solution.x * (self._residual + self._solution.remainder)).sum())
+        value = -0.5 * (fit + found.value + len(self._residual) * math.log(2.0 * math.pi))
+        return Estimate(value, 0.5 * found.std_error, found.products)
 
     def variance(self, x: Examples) -> Float64[Tensor, "m c"]:
         model = self.observations.model
@@ -118,7 +128,9 @@ class IteratedState(State):
         for block in x.batches(at_once):
             prior = diagonal_blocks(model.lin, block, model.prior).diagonal(dim1=1, dim2=2)
             cross = self._system.cross(block)
-            found = self._system.solve(cross, goal=SmallVarianceError(_VARIANCE_ERROR, prior.flatten()))
+            found = self._system.solve(
+                cross, self._system.guess(cross), goal=SmallVarianceError(_VARIANCE_ERROR, prior.flatten())
+            )
             variance = prior.flatten() - (found.x * (cross + found.remainder)).sum(0)
             fit = (found.x * (cross - found.remainder)).sum(0)
             small = (variance < _TRUSTED * _EPS * (prior.flatten() + fit.abs())).nonzero().flatten()
@@ -131,7 +143,8 @@ class IteratedState(State):
         model = self.observations.model
         prior = dense_kernel(model.lin, x, None, model.prior)
         cross = self._system.cross(x)
-        found = self._system.solve(cross)
+        goal = SmallVarianceError(_VARIANCE_ERROR, prior.diagonal())
+        found = self._system.solve(cross, self._system.guess(cross), goal)
         explained = cross.T @ found.x
         fit = found.x.T @ (cross - found.remainder)
         covariance = prior - explained - explained.T + 0.5 * (fit + fit.T)

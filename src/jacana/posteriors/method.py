@@ -9,6 +9,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from jacana.networks import Examples
+from jacana.operators import Estimate
 from jacana.posteriors.observations import Observations
 from jacana.solvers import Solution
 
@@ -42,6 +43,11 @@ class State(ABC):
     @abstractmethod
     def sample_weights(self, n: int, generator: torch.Generator | None) -> Float64[Tensor, "p n"]:
         """Samples of δ."""
+
+    @property
+    def evidence(self) -> Estimate:
+        """Log p(y), with its standard error where it is estimated."""
+        return Estimate(self.log_evidence, 0.0, 0)
 
     @property
     def solution(self) -> Solution | None:

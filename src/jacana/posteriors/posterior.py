@@ -13,6 +13,7 @@ from jacana.errors import InvalidData, InvalidOption
 from jacana.likelihoods import Gaussian
 from jacana.linearization import push
 from jacana.networks import Data, Examples
+from jacana.operators import Estimate
 from jacana.posteriors.leave_one_out import LeaveOneOut, leave_one_out
 from jacana.posteriors.method import Method, State
 from jacana.posteriors.observations import observe
@@ -70,8 +71,16 @@ class Posterior:
 
     @property
     def log_evidence(self) -> float:
-        """Log p(y) = log N(y; m, K + Σ), the logarithm of the marginal likelihood."""
+        """Log p(y) = log N(y; m, K + Σ), the logarithm of the marginal likelihood.
+
+        By an iterative solver its determinant is an estimate, see :attr:`evidence`.
+        """
         return self._state.log_evidence
+
+    @property
+    def evidence(self) -> Estimate:
+        """Log p(y) with its standard error, zero where a matrix was factorised."""
+        return self._state.evidence
 
     def examples(self, x: Data, name: str = "x") -> Examples:
         """Inputs checked as :meth:`predict` checks them, for callers that name their argument otherwise."""

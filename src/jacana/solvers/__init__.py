@@ -6,5 +6,7 @@ from jacana.solvers.cholesky import Cholesky as Cholesky
 from jacana.solvers.cholesky import Factor as Factor
 from jacana.solvers.goal import Goal as Goal
 from jacana.solvers.goal import SmallVarianceError as SmallVarianceError
+from jacana.solvers.log_determinant import LogDeterminant as LogDeterminant
+from jacana.solvers.log_determinant import log_determinant as log_determinant
 from jacana.solvers.solution import Solution as Solution
 from jacana.solvers.solver import Iterative as Iterative

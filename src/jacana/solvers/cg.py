@@ -201,6 +201,6 @@ class _Bar:
         if self._bar.disable or not excess.numel():
             return
         slowest = float(excess.max())
-        self._bar.n = round(min(self._total, max(0.0, self._total - math.log10(max(slowest, 1e-300)))), 2)
+        self._bar.n = min(self._total, max(0.0, self._total - math.log10(max(slowest, 1e-300))))
         self._bar.set_postfix_str(f"{slowest:.1e} times the tolerance in {len(excess)} columns", refresh=False)
         self._bar.refresh()

@@ -12,7 +12,7 @@ from torch import Tensor
 from jacana.errors import InvalidOption
 from jacana.linearization import budget
 from jacana.operators import Covariance
-from jacana.solvers.preconditioners.preconditioner import LowRank, Preconditioner, Prepared
+from jacana.solvers.preconditioners.preconditioner import LowRank, Preconditioner, Prepared, refuse_zero_noise
 
 __all__ = ["Nystrom", "affordable_rank", "lower_root", "valid_rank"]
 
@@ -50,6 +50,7 @@ class Nystrom(Preconditioner):
         valid_rank(self.rank)
 
     def prepare(self, covariance: Covariance, *, progress: bool = False) -> Prepared:  # noqa: ARG002 - of the base
+        refuse_zero_noise(covariance)
         n, together = len(covariance.noise), covariance.rows_together
         rank = affordable_rank(covariance) if self.rank is None else min(self.rank, n)
         source = torch.Generator().manual_seed(self.seed)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from jacana.operators import Covariance
 from jacana.solvers.preconditioners.nystrom import affordable_rank, lower_root, valid_rank
-from jacana.solvers.preconditioners.preconditioner import LowRank, Preconditioner, Prepared
+from jacana.solvers.preconditioners.preconditioner import LowRank, Preconditioner, Prepared, refuse_zero_noise
 
 __all__ = ["PivotedCholesky"]
 
@@ -52,6 +52,7 @@ class PivotedCholesky(Preconditioner):
         valid_rank(self.rank)
 
     def prepare(self, covariance: Covariance, *, progress: bool = False) -> Prepared:
+        refuse_zero_noise(covariance)
         n, together = len(covariance.noise), covariance.rows_together
         rank = affordable_rank(covariance) if self.rank is None else min(self.rank, n)
         source = torch.Generator().manual_seed(self.seed)

@@ -11,7 +11,7 @@ from torch import Tensor
 from jacana.errors import InvalidOption
 from jacana.operators import Covariance, standard_normal
 
-__all__ = ["LowRank", "Preconditioner", "Prepared"]
+__all__ = ["LowRank", "Preconditioner", "Prepared", "refuse_zero_noise"]
 
 
 class Prepared(ABC):
@@ -55,11 +55,6 @@ class LowRank(Prepared):
     """
 
     def __init__(self, factor: Float64[Tensor, "n r"], noise: Float64[Tensor, " n"]) -> None:
-        if bool((noise <= 0.0).any()):
-            raise InvalidOption(
-                "preconditioner: some noise is zero, and a preconditioner of low rank divides by it; take "
-                "jacana.preconditioners.Diagonal(), or None."
-            )
         self.rank = factor.shape[1]
         self._noise = noise
         self._std = noise.sqrt().unsqueeze(1)
@@ -81,3 +76,16 @@ class LowRank(Prepared):
         n = len(self._noise)
         drawn = standard_normal(n + self.rank, k, generator=generator, device=self._noise.device)
         return self._std * (drawn[:n] + self._factor @ drawn[n:])
+
+
+def refuse_zero_noise(covariance: Covariance) -> None:
+    """Refuse what a preconditioner of low rank would divide by.
+
+    Raises:
+        InvalidOption: some noise is zero.
+    """
+    if bool((covariance.noise <= 0.0).any()):
+        raise InvalidOption(
+            "preconditioner: some noise is zero, and a preconditioner of low rank divides by it; take "
+            "jacana.preconditioners.Diagonal(), or None."
+        )
