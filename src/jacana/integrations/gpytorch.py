@@ -16,6 +16,7 @@ from gpytorch.constraints import Positive
 from torch import Tensor, nn
 
 from jacana.errors import InvalidData, InvalidOption
+from jacana.integrations.gpytorch_operator import Tangent, TangentOperator
 from jacana.linearization import (
     Linearization,
     Prior,
@@ -27,6 +28,7 @@ from jacana.linearization import (
     longest_prefix,
 )
 from jacana.networks import Data, Selection, differentiable
+from jacana.solvers import CG
 
 __all__ = ["NetworkMean", "NeuralTangentKernel"]
 
@@ -75,6 +77,11 @@ class NeuralTangentKernel(gpytorch.kernels.Kernel):
         prior_std: initial s: a number; a mapping from dotted prefixes to numbers, each learned by itself; or "layers"
             for one a layer.
         learn_weights: make the network's weights hyper-parameters too. The mean does not see them.
+        matrix_free: True gives an operator that is known by its products and never formed, False the matrix; by
+            default an operator where the matrix would not fit. Its solves and determinants are those of ``solver``,
+            as long as the kernel stands alone in a model (its prior_std is a scale already); in sums and products of
+            kernels they are GPyTorch's. It has gradients with respect to prior_std and noise alone.
+        solver: of the operator; by default ``jacana.CG(rtol=1e-6)``.
         batch_shape: none but the empty one.
 
     Raises:
@@ -104,6 +111,8 @@ class NeuralTangentKernel(gpytorch.kernels.Kernel):
         input_dtype: torch.dtype | None = None,
         prior_std: float | Mapping[str, float] | str = 1.0,
         learn_weights: bool = False,
+        matrix_free: bool | None = None,
+        solver: CG | None = None,
         batch_shape: torch.Size | None = None,
     ) -> None:
         if batch_shape:
@@ -132,6 +141,30 @@ class NeuralTangentKernel(gpytorch.kernels.Kernel):
         )
         self._kept: list[tuple[Tensor, Tensor, bool, list[Tensor]]] = []
         self._warned = False
+        if matrix_free and len(self.weights):
+            raise InvalidOption("matrix_free: an operator has no gradients with respect to weights; leave one out.")
+        self._matrix_free = matrix_free
+        self._tangent = Tangent(self._lin, self._inputs, self._members, CG(rtol=1e-6) if solver is None else solver)
+
+    def __call__(self, x1: Tensor, x2: Tensor | None = None, diag: bool = False, **words: Any) -> Any:
+        """As every kernel of GPyTorch's; an operator is given as it is, because it is lazy itself."""
+        if diag or words or self.active_dims is not None or not self._as_operator(x1, x1 if x2 is None else x2):
+            return super().__call__(x1, x2, diag=diag, **words)
+        first = x1.unsqueeze(1) if x1.ndim == 1 else x1
+        second = first if x2 is None or x2 is x1 else x2.unsqueeze(1) if x2.ndim == 1 else x2
+        return self._operator(first, second)
+
+    def _as_operator(self, x1: Tensor, x2: Tensor) -> bool:
+        if self._matrix_free is not None:
+            return self._matrix_free and x1.ndim <= 2 and x2.ndim <= 2
+        if x1.ndim > 2 or x2.ndim > 2 or len(self.weights) or x1.requires_grad or x2.requires_grad:
+            return False
+        rows, columns = (len(x) * self.num_outputs_per_input(x1, x1) for x in (x1, x2))
+        return not fits(8 * (len(self.groups) + 4) * rows * columns, self._lin.device)
+
+    def _operator(self, x1: Tensor, x2: Tensor) -> TangentOperator:
+        dtype = x1.dtype if x1.is_floating_point() else self.raw_prior_std.dtype
+        return TangentOperator(self.prior_std.to(dtype), tangent=self._tangent, x1=x1.detach(), x2=x2.detach())
 
     @property
     def prior_std(self) -> Tensor:
@@ -155,17 +188,19 @@ class NeuralTangentKernel(gpytorch.kernels.Kernel):
 
     def num_outputs_per_input(self, x1: Tensor, x2: Tensor) -> int:  # noqa: ARG002 - GPyTorch's signature
         """C."""
-        flat = x1.reshape(-1, *x1.shape[-2:])[0]
+        flat = x1.unsqueeze(1) if x1.ndim == 1 else x1.reshape(-1, *x1.shape[-2:])[0]
         return self._lin.findings(self._lin.examples(self._inputs(flat.detach()))).n_outputs
 
     def forward(
         self, x1: Tensor, x2: Tensor, diag: bool = False, last_dim_is_batch: bool = False, **params: Any
-    ) -> Tensor:
+    ) -> Any:
         """The kernel between two sets of data, (..., n·c, m·c), or its diagonal (..., n·c)."""
         if last_dim_is_batch:
             raise InvalidOption("last_dim_is_batch: a network takes all dimensions at once; leave it out.")
         if params:
             raise InvalidOption(f"{', '.join(params)}: unknown to NeuralTangentKernel.")
+        if not diag and self._as_operator(x1, x2):
+            return self._operator(x1, x2)
         batch: torch.Size = torch.broadcast_shapes(x1.shape[:-2], x2.shape[:-2])  # type: ignore[no-untyped-call]
         firsts, seconds = (x.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:]) for x in (x1, x2))
         made = [self._kernel(first, second, diag=diag) for first, second in zip(firsts, seconds, strict=True)]

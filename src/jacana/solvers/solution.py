@@ -24,6 +24,14 @@ class Solution:
         products: columns that A was multiplied with, those of the check included.
         seconds: of the solution; a preconditioner's own are apart.
         converged: whether every column reached the tolerance.
+
+    Example:
+        >>> import jacana, torch
+        >>> x = torch.linspace(-1, 1, 50).unsqueeze(1)
+        >>> method = jacana.FunctionSpace(jacana.CG(rtol=1e-3))
+        >>> post = jacana.TangentGP(torch.nn.Linear(1, 1)).condition(x, x, noise_std=0.1, method=method)
+        >>> post.solution.converged, bool(post.solution.relative_residuals <= 1e-3)
+        (True, True)
     """
 
     x: Float64[Tensor, "n k"]
