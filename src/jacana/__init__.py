@@ -43,6 +43,7 @@ from jacana.operators import estimate_trace as estimate_trace
 from jacana.operators import top_eigenpairs as top_eigenpairs
 from jacana.posteriors import FunctionSpace as FunctionSpace
 from jacana.posteriors import LeaveOneOut as LeaveOneOut
+from jacana.posteriors import Pathwise as Pathwise
 from jacana.posteriors import Posterior as Posterior
 from jacana.posteriors import TangentGP as TangentGP
 from jacana.posteriors import WeightSpace as WeightSpace
@@ -70,6 +71,7 @@ __all__ = [
     "Likelihood",
     "Linearization",
     "NTKRegressor",
+    "Pathwise",
     "Poisson",
     "Posterior",
     "Prediction",

@@ -6,6 +6,7 @@ from jacana.posteriors.method import Method as Method
 from jacana.posteriors.observations import Model as Model
 from jacana.posteriors.observations import Observations as Observations
 from jacana.posteriors.observations import observe as observe
+from jacana.posteriors.pathwise import Pathwise as Pathwise
 from jacana.posteriors.posterior import Posterior as Posterior
 from jacana.posteriors.tangent_gp import TangentGP as TangentGP
 from jacana.posteriors.weight_space import WeightSpace as WeightSpace

@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from jacana.errors import InvalidOption
-from jacana.linearization import Products, budget, dense_kernel, diagonal_blocks, pull
+from jacana.linearization import Products, budget, dense_kernel, diagonal_blocks, pull, push
 from jacana.networks import Examples
 from jacana.operators import NTK, Covariance, Estimate, standard_normal
 from jacana.posteriors.method import State
@@ -51,11 +51,33 @@ class System:
         right: Float64[Tensor, "nc k"],
         start: Float64[Tensor, "nc k"] | None = None,
         goal: Goal | None = None,
+        remainder: Float64[Tensor, "nc k"] | None = None,
     ) -> Solution:
         """A⁻¹ B to the solver's tolerance, or to another goal."""
         return self.solver.solve(
-            self.covariance, right, prepared=self.prepared, start=start, goal=goal, progress=self._progress
-        )
+            self.covariance, right, prepared=self.prepared, start=start, remainder=remainder, goal=goal,
+            progress=self._progress,
+        )  # fmt: skip
+
+    def extended(
+        self,
+        more: Observations,
+        right: tuple[Float64[Tensor, "nc k"], Float64[Tensor, "mc k"]],
+        solution: Solution,
+        weights: Float64[Tensor, "p k"],
+    ) -> tuple[System, Solution]:
+        """The system of these observations and others, solved from where this one was.
+
+        Args:
+            more: the others.
+            right: what is to be explained of these, and of the others.
+            solution: of these.
+            weights: S Jᵀ α of that: what it leaves of the others costs no product.
+        """
+        system = System(self.observations.followed_by(more), self.solver, progress=self._progress)
+        left = right[1] - push(more.model.lin, more.examples, weights)
+        start = torch.cat([solution.x, torch.zeros_like(right[1])])
+        return system, system.solve(torch.cat(right), start, remainder=torch.cat([solution.remainder, left]))
 
     def guess(self, right: Float64[Tensor, "nc k"]) -> Float64[Tensor, "nc k"] | None:
         """A first solution. What is smooth is solved by it alone, far below what a step in float32 can tell."""
@@ -64,10 +86,6 @@ class System:
     def weights_for(self, alpha: Float64[Tensor, "nc k"]) -> Float64[Tensor, "p k"]:
         """S Jᵀ α, contracted in float64."""
         return self._variances * self._products.precise_transposed_times(alpha)
-
-    def values_of(self, weights: Float64[Tensor, "p k"]) -> Float64[Tensor, "nc k"]:
-        """J δ at the examples, contracted in float64."""
-        return self._products.precise_times(weights)
 
     def cross(self, x: Examples) -> Float64[Tensor, "nc mc"]:
         """K between the observed examples and others."""
@@ -81,9 +99,26 @@ class System:
         """
         lin = self.observations.model.lin
         prior = self._variances.sqrt() * standard_normal(lin.n_parameters, n, generator=generator, device=lin.device)
-        noise = self.covariance.noise.sqrt().unsqueeze(1)
-        drawn = noise * standard_normal(len(noise), n, generator=generator, device=lin.device)
-        return prior, self.observations.residual.reshape(-1, 1) - self.values_of(prior) - drawn
+        return prior, self._missing(self.observations, self._products.precise_times(prior), generator)
+
+    def missing(
+        self, more: Observations, prior: Float64[Tensor, "p s"], generator: torch.Generator | None
+    ) -> Float64[Tensor, "mc s"]:
+        """What prior samples and new noise leave of other observations."""
+        return self._missing(more, push(more.model.lin, more.examples, prior), generator)
+
+    @staticmethod
+    def _missing(observations: Observations, values: Tensor, generator: torch.Generator | None) -> Tensor:
+        std = observations.noise.sqrt().reshape(-1, 1)
+        noise = std * standard_normal(*values.shape, generator=generator, device=values.device)
+        return observations.residual.reshape(-1, 1) - values - noise
+
+    def evidence(self, alpha: Float64[Tensor, "nc 1"], remainder: Float64[Tensor, "nc 1"]) -> Estimate:
+        """Log p(y) with its standard error, which is that of the determinant."""
+        found = log_determinant(self.covariance, self.prepared).estimate
+        fit = float((alpha * (self.observations.residual.reshape(-1, 1) + remainder)).sum())
+        value = -0.5 * (fit + found.value + len(alpha) * math.log(2.0 * math.pi))
+        return Estimate(value, 0.5 * found.std_error, found.products)
 
 
 @final
@@ -94,11 +129,11 @@ class IteratedState(State):
     Eᵀ A E, of second order in the error, and never below the exact one.
     """
 
-    def __init__(self, system: System, start: Float64[Tensor, "nc 1"] | None = None) -> None:
+    def __init__(self, system: System, solution: Solution | None = None) -> None:
         super().__init__(system.observations)
         self._system = system
         self._residual = self.observations.residual.reshape(-1, 1)
-        self._solution = system.solve(self._residual, start)
+        self._solution = system.solve(self._residual) if solution is None else solution
 
     @property
     def solution(self) -> Solution:
@@ -114,11 +149,7 @@ class IteratedState(State):
 
     @cached_property
     def evidence(self) -> Estimate:
-        system = self._system
-        found = log_determinant(system.covariance, system.prepared).estimate
-        fit = float((self._solution.x * (self._residual + self._solution.remainder)).sum())
-        value = -0.5 * (fit + found.value + len(self._residual) * math.log(2.0 * math.pi))
-        return Estimate(value, 0.5 * found.std_error, found.products)
+        return self._system.evidence(self._solution.x, self._solution.remainder)
 
     def variance(self, x: Examples) -> Float64[Tensor, "m c"]:
         model = self.observations.model
@@ -166,10 +197,8 @@ class IteratedState(State):
         )
 
     def extended(self, more: Observations) -> State:
-        both = self.observations.followed_by(more)
-        system = System(both, self._system.solver, progress=False)
-        start = torch.cat([self.solution.x, torch.zeros(more.residual.numel(), 1).to(self.solution.x)])
-        return IteratedState(system, start)
+        right = self._residual, more.residual.reshape(-1, 1)
+        return IteratedState(*self._system.extended(more, right, self._solution, self.weights.unsqueeze(1)))
 
     def _root(self, x: Examples, weights: Float64[Tensor, "nc mc"], rows: Tensor) -> Float64[Tensor, "q k"]:
         """R with Rᵀ R the covariance of f* − C̃ᵀy at the given rows: S^½(J*ᵀ − JᵀC̃) above Σ^½ C̃."""

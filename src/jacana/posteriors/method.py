@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float64
@@ -65,7 +66,13 @@ class State(ABC):
 
 
 class Method(ABC):
-    """Options of one way to compute a posterior."""
+    """Options of one way to compute a posterior.
+
+    Attributes:
+        exact: whether, without arguments, it gives the posterior up to rounding.
+    """
+
+    exact: ClassVar[bool] = True
 
     @property
     def streams(self) -> bool:

@@ -85,12 +85,13 @@ class CG(Iterative):
         *,
         prepared: Prepared | None = None,
         start: Float64[Tensor, "n k"] | None = None,
+        remainder: Float64[Tensor, "n k"] | None = None,
         goal: Goal | None = None,
         progress: bool = False,
     ) -> Solution:
         began = time.perf_counter()
         goal = SmallResidual(self.rtol) if goal is None else goal
-        run = _Run(covariance, right, prepared, goal, self.max_steps, start)
+        run = _Run(covariance, right, prepared, goal, self.max_steps, start, remainder)
         excess = run.excess()
         with _Bar(float(excess.max()) if excess.numel() else 0.0, progress) as bar:
             trying = excess > 1.0
@@ -134,12 +135,13 @@ class _Run:
         goal: Goal,
         most: int,
         start: Float64[Tensor, "n k"] | None,
+        remainder: Float64[Tensor, "n k"] | None,
     ) -> None:
         self._covariance, self._right, self._prepared, self._goal, self._most = covariance, right, prepared, goal, most
         self.steps = self.products = 0
         self.x = torch.zeros_like(right) if start is None else start.clone()
-        self.remainder = right.clone()
-        if start is not None:
+        self.remainder = right.clone() if start is None or remainder is None else remainder.clone()
+        if start is not None and remainder is None:
             self._look(torch.arange(right.shape[1], device=right.device))
 
     def excess(self) -> Float64[Tensor, " k"]:
@@ -201,6 +203,6 @@ class _Bar:
         if self._bar.disable or not excess.numel():
             return
         slowest = float(excess.max())
-        self._bar.n = min(self._total, max(0.0, self._total - math.log10(max(slowest, 1e-300))))
+        come = min(self._total, max(0.0, self._total - math.log10(max(slowest, 1e-300))))
         self._bar.set_postfix_str(f"{slowest:.1e} times the tolerance in {len(excess)} columns", refresh=False)
-        self._bar.refresh()
+        self._bar.update(come - self._bar.n)

@@ -32,6 +32,7 @@ class Iterative(ABC):
         *,
         prepared: Prepared | None = None,
         start: Float64[Tensor, "n k"] | None = None,
+        remainder: Float64[Tensor, "n k"] | None = None,
         goal: Goal | None = None,
         progress: bool = False,
     ) -> Solution:
@@ -42,6 +43,7 @@ class Iterative(ABC):
             right: B.
             prepared: what :meth:`prepare` gave for A.
             start: where the iteration begins; by default at zero.
+            remainder: B − A X at the start, where it is known.
             goal: when a column is good enough; by default by its residual.
             progress: a bar with the residual and the time that is left.
 

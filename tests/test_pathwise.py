@@ -1,0 +1,90 @@
+"""Pathwise: its mean is the exact one to the solver's tolerance, its samples have the posterior's covariance."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import jacana
+from tests import oracles
+from tests.test_solvers import DOUBLE, NETWORKS, networks, random
+
+TIGHT = jacana.CG(rtol=1e-9)
+
+
+@NETWORKS
+@pytest.mark.parametrize("mean", ["network", "zero"])
+def test_mean_and_covariance(name, mean):
+    net, x = networks()[name]
+    y = random(len(x), net(x[:1]).shape[1], seed=3)
+    new = torch.cat([x[:2], 5 * x[2:4]])  # on the data, and far from them
+    gp = jacana.TangentGP(net, 0.7, mean)
+    exact = gp.condition(x, y, 0.3, method=jacana.FunctionSpace())
+    s = 4000
+    found = gp.condition(x, y, 0.3, method=jacana.Pathwise(s, TIGHT))
+    assert found.solution.converged
+    a, b = exact.predict(new), found.predict(new)
+    oracles.assert_close(b.mean, a.mean, DOUBLE, condition=1e8)
+    oracles.assert_close(found.weights, exact.weights, DOUBLE, scale=float(exact.weights.abs().max()), condition=1e8)
+    # Relative standard errors of squares are √(2/s), of products at most that: false alarm below 1e-6 a number.
+    std = a.std.flatten()
+    assert float(((b.covariance - a.covariance) / torch.outer(std, std)).abs().max()) < 6 * math.sqrt(2 / s)
+    torch.testing.assert_close(b.covariance.diagonal(), b.variance.flatten())
+    drawn = b.sample(s)
+    assert float(((drawn.mean(0) - a.mean).flatten() / std).abs().max()) < 6 / math.sqrt(s)
+    assert abs(found.log_evidence - exact.log_evidence) < 5 * found.evidence.std_error + 0.02
+
+
+def test_no_sample_leaves_the_posterior():
+    net, x = networks()["mlp"]
+    post = jacana.TangentGP(net).condition(x, random(60, 2), 0.3, method=jacana.Pathwise(8, TIGHT))
+    weights = post.sample_weights(8)
+    changes = (oracles.jacobian(net, x[:3]) @ weights.numpy()).reshape(3, 2, 8)
+    want = net(x[:3]).detach().unsqueeze(-1).numpy() + changes
+    got = post.predict(x[:3]).sample(8, torch.Generator().manual_seed(0))
+    for sample in got.numpy():
+        assert min(abs(sample - want[..., k]).max() for k in range(8)) < 1e-9
+    with pytest.raises(jacana.errors.InvalidOption, match="n_samples=9"):
+        post.sample_weights(9)
+    with pytest.raises(jacana.errors.InvalidOption, match="leave_one_out"):
+        post.leave_one_out()
+
+
+def test_a_loader_gives_the_same_samples():
+    net, x = networks()["mlp"]
+    y = random(60, 2, seed=3)
+    method, gp = jacana.Pathwise(5, TIGHT), jacana.TangentGP(net)
+    whole = gp.condition(x, y, 0.3, method=method).sample_weights(5, torch.Generator().manual_seed(0))
+    for size in (7, 60):
+        loader = DataLoader(TensorDataset(x, y), batch_size=size)
+        streamed = gp.condition(loader, noise_std=0.3, method=method)
+        got = streamed.sample_weights(5, torch.Generator().manual_seed(0))
+        oracles.assert_close(got, whole, DOUBLE, scale=float(whole.abs().max()), condition=1e8)
+
+
+def test_more_data_start_from_the_old_solution():
+    net, x = networks()["mlp"]
+    y = random(60, 2, seed=3)
+    rough = jacana.CG(rtol=1e-8, preconditioner=jacana.preconditioners.Nystrom(20))
+    gp, method = jacana.TangentGP(net), jacana.Pathwise(50, rough)
+    old = gp.condition(x[:57], y[:57], 0.3, method=method)
+    more, whole = old.condition(x[57:], y[57:]), gp.condition(x, y, 0.3, method=method)
+    oracles.assert_close(more.predict(x[:5]).mean, whole.predict(x[:5]).mean, DOUBLE, condition=1e9)
+    assert more.solution.products < whole.solution.products
+    exact = gp.condition(x, y, 0.3, method=jacana.FunctionSpace()).predict(x[:5])
+    ratio = more.predict(x[:5]).variance / exact.variance
+    assert 1 - 6 * math.sqrt(2 / 50) < float(ratio.min()) <= float(ratio.max()) < 1 + 6 * math.sqrt(2 / 50)
+    again = old.condition(x[57:], y[57:])  # the first time has left nothing behind
+    assert torch.equal(again.weights, more.weights)
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [({"n_samples": 0}, "n_samples"), ({"solver": jacana.Cholesky()}, "solver"), ({"seed": 0.5}, "seed")],
+)
+def test_options_are_checked(words, name, as_users_run_it):
+    with pytest.raises(jacana.errors.InvalidOption, match=name):
+        jacana.Pathwise(**words)
