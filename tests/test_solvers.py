@@ -328,3 +328,24 @@ def test_zero_noise_has_no_low_rank_preconditioner():
         x[:3], random(3, 2), 0.0, method=jacana.FunctionSpace(jacana.CG(rtol=1e-8, preconditioner=P.Diagonal()))
     )
     oracles.assert_close(post.predict(x[:3]).mean, random(3, 2), DOUBLE, condition=1e9)
+
+
+@pytest.mark.parametrize(
+    ("free", "n", "kind"),
+    [(10**12, 5, jacana.FunctionSpace), (10**12, 200, jacana.WeightSpace), (6 * 8 * 185**2, 200, jacana.WeightSpace),
+     (2 * 8 * 200**2, 100, jacana.FunctionSpace), (2 * 8 * 20**2, 10, jacana.FunctionSpace)],
+)  # fmt: skip
+def test_what_is_taken_by_default_fits(free, n, kind, monkeypatch):
+    monkeypatch.setattr("jacana.posteriors.choice.fits", lambda nbytes, _: nbytes <= free)
+    net, _ = networks()["mlp"]
+    post = jacana.TangentGP(net).condition(random(n, 3), random(n, 2), 0.1)
+    assert isinstance(post.method, kind)
+    assert post.solution is None
+
+
+def test_what_cannot_be_factorised_is_solved_by_products(monkeypatch):
+    monkeypatch.setattr("jacana.posteriors.choice.fits", lambda *_: False)
+    net, x = networks()["mlp"]
+    post = jacana.TangentGP(net).condition(x, random(60, 2), 0.1)
+    assert post.method == jacana.FunctionSpace(jacana.CG())
+    assert post.solution.converged

@@ -13,11 +13,10 @@ from jacana.likelihoods import Gaussian
 from jacana.linearization import Linearization, Prior, PriorStd, dense_kernel, diagonal_blocks, linearize, push
 from jacana.networks import Data, Examples
 from jacana.operators import standard_normal
-from jacana.posteriors.function_space import FunctionSpace
+from jacana.posteriors.choice import choose
 from jacana.posteriors.method import Method
 from jacana.posteriors.observations import Model, as_likelihood, observe
 from jacana.posteriors.posterior import Posterior
-from jacana.posteriors.weight_space import WeightSpace
 from jacana.prediction import Prediction, Source
 
 __all__ = ["TangentGP"]
@@ -117,8 +116,10 @@ class TangentGP:
             y: targets, (n, c) or (n,).
             noise_std: σ of ε: a number, (c,) or (n, c); short for ``likelihood=Gaussian(noise_std)``.
             likelihood: the long form.
-            method: :class:`FunctionSpace` or :class:`WeightSpace`; by default function space where the observations
-                n·c are no more than the parameters p, else weight space: the smaller matrix is factorised.
+            method: :class:`FunctionSpace`, :class:`WeightSpace` or :class:`Pathwise`. By default the smaller side is
+                factorised: function space where the observations n·c are no more than the parameters p, else weight
+                space; where neither fits in memory, function space by conjugate gradients, ``FunctionSpace(CG())``.
+                What was taken is the posterior's ``method``.
 
         Raises:
             InvalidData: data that cannot be used, or of another shape than the network's outputs.
@@ -133,11 +134,7 @@ class TangentGP:
                 "jacana.WeightSpace(), or None for the cheaper."
             )
         observations = observe(self._model, x, y, noise, streams=method is not None and method.streams)
-        if method is None:
-            fewer = self._model.lin.n_parameters < observations.residual.numel() and not bool(
-                (observations.noise == 0).any()
-            )
-            method = WeightSpace() if fewer else FunctionSpace()
+        method = choose(observations) if method is None else method
         return Posterior(method, method.condition(observations, progress=self._progress))
 
     def __repr__(self) -> str:
