@@ -75,7 +75,10 @@ def test_how_often_the_host_waits_does_not_depend_on_the_number_of_blocks(name, 
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_products_by_kept_graphs_never_wait(name):
+@pytest.mark.parametrize("passes", [0, 10**9], ids=["factors", "graphs"])
+def test_products_by_what_is_kept_never_wait(name, passes, monkeypatch):
+    monkeypatch.setattr("jacana.linearization.inquiry.are_faster", lambda *_: True)
+    monkeypatch.setattr("jacana.linearization.batch._PASSES_AN_OUTPUT", passes)
     torch.manual_seed(0)
     net, data = CASES[name][0](), CASES[name][1]
     lin, x = jacana.linearize(net.eval()), data(12)
@@ -88,6 +91,7 @@ def test_products_by_kept_graphs_never_wait(name):
     ]
     for operator, right in zip(operators, (v, torch.randn(12 * c, 2), v), strict=True):
         operator.times(right)
+        operator.transposed_times(torch.randn(operator.shape[0], 2))
         with Waits() as waits:
             operator.times(right)
             operator.transposed_times(torch.randn(operator.shape[0], 2))
