@@ -21,7 +21,7 @@ from jacana.networks import Examples, differentiable
 __all__ = ["Allowance", "Batch", "Trials"]
 
 _COLUMNS_WORTH_A_GRAPH = 2
-_PASSES_AN_OUTPUT = 4  # beyond the first: in these as much is spent as the factors' backward passes cost
+_PASSES_AN_OUTPUT = 5  # beyond the first: in these as much is spent as the factors' backward passes cost
 
 Trials = dict[str, bool]
 """Which ways to J v have been tried on a batch, and whether they agreed with reverse mode."""

@@ -1,0 +1,259 @@
+"""Time posteriors from 300 to 100,000 examples and up to 75 million parameters: factorised, and by products alone.
+
+    python -m benchmarks.posterior --out DIR [--quick] [--threads N]
+
+The perceptrons and the data are those of Maddox et al. 2021 (arXiv 2103.01439), appendix: x ~ N(0, I) in five
+dimensions, y = sin Σx + .1 ε. Each case is one run in a process of its own, which also says its peak of memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gpytorch
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import jacana
+from benchmarks.networks import images, resnet
+from experiments.command import parse, record
+
+__all__ = ["main"]
+
+ROOT = Path(__file__).resolve().parents[1]
+NEW = 50
+FACTORISED = 10_000
+"""Above as many examples a posterior is solved by products alone."""
+
+SIZES = (300, 1_000, 3_000, 10_000, 30_000, 100_000)
+WIDTHS = (10, 30, 100, 300, 1_000, 3_000, 5_000)
+RATIOS = (1e-1, 1e-2, 1e-3)
+RTOL = 1e-3
+
+
+def perceptron(*widths: int) -> nn.Module:
+    """5-...-1, tanh."""
+    sizes = [5, *widths, 1]
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(sizes):
+        layers += [nn.Linear(before, after), nn.Tanh()]
+    return nn.Sequential(*layers[:-1])
+
+
+def data(n: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets."""
+    x = torch.randn(n, 5)
+    return x, torch.sin(x.sum(1)).double() + 0.1 * torch.randn(n, dtype=torch.float64)
+
+
+def noise(lin: jacana.Linearization, x: Tensor, ratio: float) -> float:
+    """That many times the root of the kernel's mean diagonal."""
+    return ratio * math.sqrt(float(jacana.gram(lin, x[:200], outputs="diagonal").mean()))
+
+
+def seconds(work: Any) -> tuple[Any, float]:
+    """What it gives, and how long it takes."""
+    start = time.perf_counter()
+    found = work()
+    return found, time.perf_counter() - start
+
+
+def size(n: int, method: str) -> dict[str, Any]:
+    """Mean and variance at new points after n examples; the paper's perceptron, 803,601 parameters."""
+    net, (x, y), (new, _) = perceptron(200, 2000, 200), data(n), data(NEW)
+    gp = jacana.TangentGP(net, progress=False)
+    std = noise(gp.linearization, x, 1e-2)
+    way = jacana.FunctionSpace() if method == "factorised" else jacana.FunctionSpace(jacana.CG(rtol=RTOL))
+    start = time.perf_counter()
+    post = gp.condition(x, y, std, method=way)
+    prediction = post.predict(new)
+    _ = prediction.mean
+    mean = time.perf_counter() - start
+    _ = prediction.variance
+    total = time.perf_counter() - start
+    found: dict[str, Any] = {"n": n, "method": method, "seconds_mean": mean, "seconds": total}
+    if post.solution is not None:
+        found |= {
+            "steps": post.solution.steps,
+            "products": post.solution.products,
+            "residual": float(post.solution.relative_residuals.max()),
+        }
+        if n <= FACTORISED:
+            exact = gp.condition(x, y, std, method=jacana.FunctionSpace()).predict(new)
+            found["mean_error"] = float((prediction.mean - exact.mean).norm() / exact.mean.norm())
+            found["largest_variance"] = float((prediction.variance / exact.variance).max())
+            found["smallest_variance"] = float((prediction.variance / exact.variance).min())
+    return found
+
+
+def width(each: int) -> dict[str, Any]:
+    """Mean and variance after 1,000 examples, four hidden layers of some width."""
+    net, (x, y), (new, _) = perceptron(*[each] * 4), data(1_000), data(NEW)
+    gp = jacana.TangentGP(net, progress=False)
+    std = noise(gp.linearization, x, 1e-2)
+    prediction, first = seconds(lambda: gp.condition(x, y, std, method=jacana.FunctionSpace()).predict(new))
+    _, second = seconds(lambda: (prediction.mean, prediction.variance))
+    return {"width": each, "parameters": gp.linearization.n_parameters, "seconds": first + second}
+
+
+def steps(name: str, ratio: float) -> dict[str, Any]:
+    """Steps of conjugate gradients with and without a preconditioner."""
+    if name == "ResNet-20":
+        net, x = resnet(), images(200)
+        y = torch.randn(200, 10, dtype=torch.float64)
+    else:
+        net, (x, y) = perceptron(200, 2000, 200), data(5_000)
+    gp = jacana.TangentGP(net, progress=False)
+    std = noise(gp.linearization, x, ratio)
+    found: dict[str, Any] = {"network": name, "ratio": ratio}
+    for label, preconditioner in (
+        ("pivoted Cholesky", jacana.preconditioners.PivotedCholesky()),
+        ("Nyström", jacana.preconditioners.Nystrom()),
+        ("none", None),
+    ):
+        most = 100 if preconditioner is None else 500
+        way = jacana.FunctionSpace(jacana.CG(rtol=RTOL, max_steps=most, preconditioner=preconditioner))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", jacana.errors.NotConverged)
+            post, spent = seconds(lambda way=way: gp.condition(x, y, std, method=way))
+        solution = post.solution
+        found[label] = {
+            "steps": solution.steps, "residual": float(solution.relative_residuals.max()), "seconds": spent,
+            "converged": solution.converged,
+        }  # fmt: skip
+    return found
+
+
+class _Model(gpytorch.models.ExactGP):  # type: ignore[misc]
+    def __init__(self, x: Tensor, y: Tensor, likelihood: Any, kernel: Any) -> None:
+        super().__init__(x, y, likelihood)
+        self.mean_module, self.covar_module = gpytorch.means.ZeroMean(), kernel
+
+    def forward(self, x: Tensor) -> Any:
+        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+
+
+def defaults(n: int) -> dict[str, Any]:
+    """GPyTorch's default settings on the same kernel and data, beside ours; errors against the factorised posterior."""
+    net, (x, y), (new, _) = perceptron(200, 2000, 200), data(n), data(NEW)
+    gp = jacana.TangentGP(net, mean="zero", progress=False)
+    std = noise(gp.linearization, x, 1e-2)
+    exact = gp.condition(x, y, std, method=jacana.FunctionSpace()).predict(new)
+    ours = gp.condition(x, y, std, method=jacana.FunctionSpace(jacana.CG())).predict(new)
+    bound = gpytorch.constraints.GreaterThan(1e-12)
+    likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=bound).double()
+    likelihood.noise = torch.tensor(std**2, dtype=torch.float64)
+    model = _Model(x.double(), y, likelihood, jacana.NeuralTangentKernel(net)).double().eval()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = model(new.double())
+        answers = {"Jacana": (ours.mean, ours.variance), "GPyTorch": (theirs.mean, theirs.variance)}
+    return {"n": n} | {
+        name: {
+            "mean_error": float((mean - exact.mean).norm() / exact.mean.norm()),
+            "smallest_variance": float((variance / exact.variance).min()),
+            "largest_variance": float((variance / exact.variance).max()),
+        }
+        for name, (mean, variance) in answers.items()
+    }
+
+
+def classified(n: int) -> dict[str, Any]:
+    """Mean and four samples of ResNet-20 with ten outputs, images of noise, one-hot targets."""
+    net, x = resnet(), images(n)
+    y = torch.eye(10, dtype=torch.float64)[torch.randint(0, 10, (n,))]
+    gp = jacana.TangentGP(net, progress=True)
+    std = noise(gp.linearization, x, 1e-1)
+    way = jacana.Pathwise(4, jacana.CG(rtol=1e-2))
+    post, spent = seconds(lambda: gp.condition(x, y, std, method=way))
+    return {
+        "n": n, "rows": 10 * n, "seconds": spent, "steps": post.solution.steps,
+        "residual": float(post.solution.relative_residuals.max()),
+    }  # fmt: skip
+
+
+CASES: dict[str, Callable[..., dict[str, Any]]] = {
+    "size": size,
+    "width": width,
+    "steps": steps,
+    "defaults": defaults,
+    "classified": classified,
+}
+
+
+def apart(threads: int, name: str, *words: Any) -> dict[str, Any]:
+    """A case in a process of its own, with its peak of memory."""
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.posterior",
+        "--threads",
+        str(threads),
+        "--case",
+        name,
+        *map(str, words),
+    ]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Time, print, write."""
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--threads", type=int, default=1)
+    own.add_argument("--case", nargs="+")
+    own.add_argument("--images", type=int, default=0, help="also ResNet-20 on so many images")
+    options, rest = own.parse_known_args(argv)
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    if options.case:
+        name, *words = options.case
+        found = CASES[name](*[_number(word) for word in words])
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps(found | {"peak_mib": peak}))
+        return
+    asked = parse("posterior", "Timings of posteriors, factorised and by products.", seeds=1, argv=rest)
+    start = time.perf_counter()
+    sizes, widths = ((300, 600), (10, 30)) if asked.quick else (SIZES, WIDTHS)
+    wanted: list[tuple[str, tuple[Any, ...]]] = [
+        ("size", (n, method)) for n in sizes for method in ("factorised", "products")
+        if method == "products" or n <= FACTORISED
+    ]  # fmt: skip
+    wanted += [("width", (each,)) for each in widths]
+    if not asked.quick:
+        wanted += [("steps", (name, ratio)) for name in ("MLP", "ResNet-20") for ratio in RATIOS]
+    wanted += [("defaults", (900 if asked.quick else 1_500,))]
+    wanted += [("classified", (options.images,))] if options.images else []
+    results: dict[str, list[dict[str, Any]]] = {}
+    for name, words in tqdm(wanted, desc="posterior", disable=not asked.progress):
+        results.setdefault(name, []).append(apart(options.threads, name, *words))
+        print(name, json.dumps(results[name][-1]), flush=True)
+    settings = {"threads": options.threads, "rtol": RTOL, "new": NEW, "sizes": sizes, "widths": widths}
+    print(record(asked.path(".json"), asked, settings=settings, results=results, seconds=time.perf_counter() - start))
+
+
+def _number(word: str) -> Any:
+    try:
+        return int(word)
+    except ValueError:
+        try:
+            return float(word)
+        except ValueError:
+            return word
+
+
+if __name__ == "__main__":
+    main()
