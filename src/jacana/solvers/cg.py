@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import final
 
 import torch
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from jacana.errors import InvalidOption, NotConverged
 from jacana.operators import Covariance
+from jacana.solvers.checkpoint import Checkpoint
 from jacana.solvers.goal import Goal, SmallResidual
 from jacana.solvers.preconditioners import PivotedCholesky, Preconditioner, Prepared
 from jacana.solvers.solution import Solution
@@ -45,9 +47,12 @@ class CG(Iterative):
         max_steps: of the iteration.
         preconditioner: by default :class:`~jacana.preconditioners.PivotedCholesky`, whose rank follows the data; None
             for none.
+        checkpoint: a folder for the state of long solutions: a process that was killed goes on from there when the
+            same call is made again. What is in it is checked against the system before it is used, and stays.
+        every: seconds between two states; one more is written at Ctrl-C.
 
     Raises:
-        InvalidOption: a tolerance or a number of steps that is not positive.
+        InvalidOption: a tolerance, a number of steps or of seconds that is not positive.
 
     References:
         Hestenes and Stiefel 1952; Golub and Van Loan 2013, Matrix Computations, algorithm 11.5.1. van der Vorst and Ye
@@ -66,12 +71,18 @@ class CG(Iterative):
     rtol: float = 1e-4
     max_steps: int = 1000
     preconditioner: Preconditioner | None = field(default_factory=PivotedCholesky)
+    checkpoint: str | Path | None = None
+    every: float | int = 120.0
 
     def __post_init__(self) -> None:
         if isinstance(self.rtol, bool) or not isinstance(self.rtol, int | float) or not 0.0 < self.rtol < 1.0:
             raise InvalidOption(f"rtol: got {self.rtol!r}; expected a relative residual between 0 and 1, e.g. 1e-4.")
         if isinstance(self.max_steps, bool) or not isinstance(self.max_steps, int) or self.max_steps < 1:
             raise InvalidOption(f"max_steps: got {self.max_steps!r}; expected a positive whole number.")
+        if isinstance(self.every, bool) or not isinstance(self.every, int | float) or not self.every >= 0.0:
+            raise InvalidOption(f"every: got {self.every!r}; expected seconds, zero or more.")
+        if self.checkpoint is not None and not isinstance(self.checkpoint, str | Path):
+            raise InvalidOption(f"checkpoint: got {self.checkpoint!r}; expected a folder, or None.")
         if self.preconditioner is not None and not isinstance(self.preconditioner, Preconditioner):
             raise InvalidOption(
                 f"preconditioner: got {self.preconditioner!r}; expected an object like "
@@ -91,7 +102,8 @@ class CG(Iterative):
     ) -> Solution:
         began = time.perf_counter()
         goal = SmallResidual(self.rtol) if goal is None else goal
-        run = _Run(covariance, right, prepared, goal, self.max_steps, start, remainder)
+        checkpoint = None if self.checkpoint is None else Checkpoint(self.checkpoint, right, self.every)
+        run = _Run(covariance, right, prepared, goal, self.max_steps, start, remainder, checkpoint)
         excess = run.excess()
         with _Bar(float(excess.max()) if excess.numel() else 0.0, progress) as bar:
             trying = excess > 1.0
@@ -136,6 +148,7 @@ class _Run:
         most: int,
         start: Float64[Tensor, "n k"] | None,
         remainder: Float64[Tensor, "n k"] | None,
+        checkpoint: Checkpoint | None,
     ) -> None:
         self._covariance, self._right, self._prepared, self._goal, self._most = covariance, right, prepared, goal, most
         self.steps = self.products = 0
@@ -143,6 +156,17 @@ class _Run:
         self.remainder = right.clone() if start is None or remainder is None else remainder.clone()
         if start is not None and remainder is None:
             self._look(torch.arange(right.shape[1], device=right.device))
+        self._checkpoint = checkpoint
+        before = None if checkpoint is None else checkpoint.load(right)
+        if before is not None:
+            self._go_on_from(before)
+
+    def _go_on_from(self, before: Float64[Tensor, "n k"]) -> None:
+        """Take up what an earlier process left, in the columns where it is the better start."""
+        left = self._right - self._covariance.precise_times(before)
+        self.products += before.shape[1]
+        better = torch.linalg.vector_norm(left, dim=0) < torch.linalg.vector_norm(self.remainder, dim=0)
+        self.x, self.remainder = torch.where(better, before, self.x), torch.where(better, left, self.remainder)
 
     def excess(self) -> Float64[Tensor, " k"]:
         """How far every column is from the goal."""
@@ -151,7 +175,18 @@ class _Run:
 
     def descend(self, which: Tensor, bar: _Bar) -> None:
         """Conjugate gradients in some columns, until each is at the goal by its own account; then look."""
-        every, residual = which, self.remainder[:, which]
+        try:
+            self._descend(which, bar)
+        except KeyboardInterrupt:
+            if self._checkpoint is not None:
+                self._checkpoint.keep(self.x, now=True)
+            raise
+        self._look(which)
+        if self._checkpoint is not None:
+            self._checkpoint.keep(self.x, now=self._checkpoint.path.exists())
+
+    def _descend(self, which: Tensor, bar: _Bar) -> None:
+        residual = self.remainder[:, which]
         direction, alignment = residual, residual.new_zeros(len(which))
         for step in range(self._most - self.steps):
             conditioned = self._condition(residual)
@@ -171,7 +206,8 @@ class _Run:
             self.x[:, which] += direction * length
             residual = residual - image * length
             self.steps, self.products = self.steps + 1, self.products + len(which)
-        self._look(every)
+            if self._checkpoint is not None:
+                self._checkpoint.keep(self.x)
 
     def _look(self, which: Tensor) -> None:
         """The remainder as it is, in float64."""
