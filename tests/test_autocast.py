@@ -12,7 +12,7 @@ from torch import nn
 import jacana
 from tests import oracles
 
-HALVES = [torch.bfloat16, torch.float16]
+HALVES = [torch.bfloat16]
 
 
 def networks():
@@ -67,14 +67,14 @@ def test_a_posterior_in_mixed_precision(half):
 
 def test_callers_autocast_changes_nothing():
     _, net, x = next(networks())
-    lin = jacana.linearize(net, autocast=torch.float16)
+    lin = jacana.linearize(net, autocast=torch.bfloat16)
     v = torch.randn(lin.n_parameters)
     alone = jacana.Jacobian(lin, x) @ v
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.float16):
         assert torch.equal(jacana.Jacobian(lin, x) @ v, alone)
 
 
-@pytest.mark.parametrize("wrong", [torch.float64, torch.int8, True, "bfloat16"])
+@pytest.mark.parametrize("wrong", [torch.float64, torch.float16, torch.int8, True, "bfloat16"])
 def test_other_dtypes_are_refused(wrong, as_users_run_it):
     with pytest.raises(jacana.errors.InvalidOption, match="autocast"):
         jacana.linearize(nn.Linear(2, 1), autocast=wrong)

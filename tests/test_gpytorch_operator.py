@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import gpytorch
 import pytest
@@ -152,6 +153,50 @@ def test_in_sums_and_products_it_is_gpytorch_that_solves():
         with torch.no_grad(), gpytorch.settings.max_cholesky_size(100):
             means.append(model(data(5, 1)).mean)
     torch.testing.assert_close(*means, rtol=1e-6, atol=1e-8)
+
+
+def test_small_models_have_exact_evidence_and_gradients():
+    slopes = []
+    for free in (True, False):
+        kernel = Kernel(network(), prior_std="layers", matrix_free=free).double()
+        model = Model(data(40), torch.sin(data(40).sum(1)), gaussian(0.1), gpytorch.means.ZeroMean(), kernel)
+        model = model.double()
+        mll = gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model)
+        mll(model(data(40)), torch.sin(data(40).sum(1))).backward()
+        slopes.append(kernel.raw_prior_std.grad)
+    torch.testing.assert_close(*slopes, rtol=1e-6, atol=1e-9)
+
+
+def test_gradients_average_out():
+    """What probes cannot tell at once, many evaluations do: their mean is the exact gradient."""
+    kernel, dense = (Kernel(network(), matrix_free=free).double() for free in (True, False))
+    x = data(50)
+    noise = torch.full((50,), 0.1, dtype=DOUBLE)
+    with gpytorch.settings.max_cholesky_size(100):
+        (want,) = torch.autograd.grad(dense(x).add_diagonal(noise).logdet(), dense.raw_prior_std)
+    with gpytorch.settings.max_cholesky_size(0):
+        drawn = []
+        for _ in range(30):
+            determinant = kernel(x).add_diagonal(noise).inv_quad_logdet(logdet=True)[1]
+            drawn.append(torch.autograd.grad(determinant, kernel.raw_prior_std)[0])
+    drawn = torch.stack(drawn)
+    assert float(drawn.std()) > 0.0
+    assert abs(float(drawn.mean() - want)) < 5 * float(drawn.std()) / 30**0.5
+    copy.deepcopy(kernel)(x)
+
+
+def test_an_operator_in_a_sum_warns():
+    x = data(30)
+    with gpytorch.settings.max_cholesky_size(10):
+        for kernel in (
+            Scale(Kernel(network(), matrix_free=True)) + Scale(RBF()),
+            Kernel(network(), matrix_free=True) + RBF(),
+        ):
+            with pytest.warns(UserWarning, match="max_cholesky_size"):
+                kernel.double()(x).evaluate_kernel()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            Kernel(network(), matrix_free=True).double()(x).add_diagonal(torch.ones(30, dtype=DOUBLE))
 
 
 def test_size_decides(monkeypatch):

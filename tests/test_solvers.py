@@ -349,3 +349,34 @@ def test_what_cannot_be_factorised_is_solved_by_products(monkeypatch):
     post = jacana.TangentGP(net).condition(x, random(60, 2), 0.1)
     assert post.method == jacana.FunctionSpace(jacana.CG())
     assert post.solution.converged
+
+
+@pytest.mark.parametrize("preconditioner", [None, P.Diagonal()], ids=str)
+@pytest.mark.parametrize(("prior", "noise"), [(1e-3, 1e-4), (1.0, 1e-2), (1.0, 1e-4)])
+def test_variances_are_near_the_exact_ones_or_said_not_to_be(preconditioner, prior, noise):
+    """Whatever M is: what bounds the error must be a bound."""
+    net, x = networks()["mlp"]
+    y = random(60, 2, seed=3)
+    gp = jacana.TangentGP(net, prior)
+    exact = gp.condition(x, y, noise, method=jacana.FunctionSpace()).predict(x[:6]).variance
+    solver = jacana.CG(preconditioner=preconditioner, max_steps=300)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = gp.condition(x, y, noise, method=jacana.FunctionSpace(solver)).predict(x[:6]).variance
+    ratio = found / exact
+    assert float(ratio.min()) > 1 - 1e-6
+    said = any(issubclass(w.category, jacana.errors.NotConverged) for w in caught)
+    assert said or float(ratio.max()) < 1.02
+
+
+@pytest.mark.parametrize("noise", [1e-2, 1e-4])
+def test_samples_are_as_wide_as_the_posterior_however_small_the_noise(noise):
+    net, x = networks()["mlp"]
+    y = random(60, 2, seed=3)
+    gp = jacana.TangentGP(net)
+    exact = gp.condition(x, y, noise, method=jacana.FunctionSpace()).predict(x[:6]).variance
+    for method in (jacana.Pathwise(400), jacana.FunctionSpace(jacana.CG())):
+        post = gp.condition(x, y, noise, method=method)
+        drawn = post.predict(x[:6]).sample(400, torch.Generator().manual_seed(0))
+        ratio = drawn.var(0) / exact
+        assert 1 - 6 * math.sqrt(2 / 400) < float(ratio.min()) <= float(ratio.max()) < 1.05 + 6 * math.sqrt(2 / 400)

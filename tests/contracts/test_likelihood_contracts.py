@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import pkgutil
 
 import numpy as np
@@ -181,3 +182,26 @@ def test_a_curvature_that_is_not_positive_is_refused():
 def test_no_noise_has_no_density():
     with pytest.raises(jacana.errors.InvalidOption, match="zero"):
         jacana.Gaussian(0.0).curvature(torch.zeros(2, 1))
+
+
+@pytest.mark.parametrize("gap", [8.0, 14.0, 20.0, 40.0])
+def test_confident_outputs_keep_their_digits(gap):
+    """1 − π in single precision, where π is almost one."""
+    f = torch.zeros(1, 4, dtype=DOUBLE)
+    f[0, 1] = gap
+    v = torch.linspace(-1, 1, 4, dtype=DOUBLE).view(1, 4, 1)
+    rest = 3.0 * math.exp(-gap) / (1.0 + 3.0 * math.exp(-gap))
+    each = rest / 3.0
+    pi = torch.full((4,), each, dtype=DOUBLE)
+    pi[1] = 1.0 - rest
+    want = torch.diag(pi * (1.0 - pi)) - (torch.outer(pi, pi) - torch.diag(pi * pi))
+    want[1, 1] = (1.0 - rest) * rest
+    likelihood, low = jacana.Categorical(), f.float()
+    for got, exact in (
+        (likelihood.curvature(low)[0], want),
+        (likelihood.curvature_times(low, v.float())[0, :, 0], want @ v[0, :, 0]),
+        (likelihood.curvature_root(low)[0] @ likelihood.curvature_root(low)[0].T, want),
+        (likelihood.gradient(low, torch.tensor([1]))[0], torch.tensor([-each, rest, -each, -each])),
+        (jacana.Bernoulli().gradient(low[:, 1:2], torch.ones(1, 1))[0], torch.tensor([1.0 / (1.0 + math.exp(gap))])),
+    ):
+        assert float((got.double() - exact).abs().max()) < 1e-5 * float(exact.abs().max())

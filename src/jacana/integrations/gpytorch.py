@@ -152,7 +152,10 @@ class NeuralTangentKernel(gpytorch.kernels.Kernel):
             return super().__call__(x1, x2, diag=diag, **words)
         first = x1.unsqueeze(1) if x1.ndim == 1 else x1
         second = first if x2 is None or x2 is x1 else x2.unsqueeze(1) if x2.ndim == 1 else x2
-        return self._operator(first, second)
+        operator = self._operator(first, second)
+        if gpytorch.settings.lazily_evaluate_kernels.off():  # inside another kernel: GPyTorch will solve
+            self._warn(*operator.shape)
+        return operator
 
     def _as_operator(self, x1: Tensor, x2: Tensor) -> bool:
         if self._matrix_free is not None:
@@ -200,13 +203,15 @@ class NeuralTangentKernel(gpytorch.kernels.Kernel):
         if params:
             raise InvalidOption(f"{', '.join(params)}: unknown to NeuralTangentKernel.")
         if not diag and self._as_operator(x1, x2):
-            return self._operator(x1, x2)
+            operator = self._operator(x1, x2)
+            self._warn(*operator.shape)
+            return operator
         batch: torch.Size = torch.broadcast_shapes(x1.shape[:-2], x2.shape[:-2])  # type: ignore[no-untyped-call]
         firsts, seconds = (x.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:]) for x in (x1, x2))
         made = [self._kernel(first, second, diag=diag) for first, second in zip(firsts, seconds, strict=True)]
         kernel = torch.stack(made).reshape(*batch, *made[0].shape)
-        if not diag and kernel.shape[-1] == kernel.shape[-2]:  # what is between two sets is not solved with
-            self._warn(kernel.shape[-2])
+        if not diag:
+            self._warn(*kernel.shape[-2:])
         return kernel
 
     def _kernel(self, x1: Tensor, x2: Tensor, *, diag: bool) -> Tensor:
@@ -257,9 +262,9 @@ class NeuralTangentKernel(gpytorch.kernels.Kernel):
             self._kept = [*self._kept[1 - _KEPT :], (x1.clone(), (x1 if x2 is None else x2).clone(), diag, shares)]
         return shares
 
-    def _warn(self, rows: int) -> None:
+    def _warn(self, rows: int, columns: int) -> None:
         most = gpytorch.settings.max_cholesky_size.value()
-        if rows <= most or self._warned:
+        if rows <= most or rows != columns or self._warned:  # what is between two sets is not solved with
             return
         self._warned = True
         warnings.warn(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
+from linear_operator import settings
 from linear_operator.operators import DiagLinearOperator, LinearOperator, to_linear_operator
 from torch import Tensor
 
@@ -40,9 +41,15 @@ class Tangent:
         self.lin, self.inputs, self.members, self.solver = lin, inputs, members, solver
         self._products: list[tuple[Tensor, Products]] = []
         self._systems: list[_System] = []
+        self.generator = torch.Generator().manual_seed(0)  # goes on: what an optimiser sees averages out
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_products": [], "_systems": []}
+        return vars(self) | {"_products": [], "_systems": [], "generator": self.generator.get_state()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        drawn = torch.Generator()
+        drawn.set_state(state["generator"])
+        vars(self).update(state, generator=drawn)
 
     def products(self, x: Tensor) -> Products:
         """Those with the Jacobian at x."""
@@ -258,7 +265,9 @@ class TangentOperator(_Lasting):
 
 @final
 class NoisyTangentOperator(_Lasting):
-    """A = K + Σ with Σ diagonal: solves and determinants are those of :class:`jacana.CG`.
+    """A = K + Σ with Σ diagonal: above GPyTorch's max_cholesky_size solves are those of :class:`jacana.CG`.
+
+    Log-determinants and their gradients are then means over sixteen random probes, others at every call.
 
     Args:
         kernel: K, of one set of data with itself.
@@ -315,6 +324,8 @@ class NoisyTangentOperator(_Lasting):
     def inv_quad_logdet(
         self, inv_quad_rhs: Tensor | None = None, logdet: bool | None = False, reduce_inv_quad: bool | None = True
     ) -> tuple[Tensor, Tensor]:
+        if len(self._noise) <= settings.max_cholesky_size.value():
+            return super().inv_quad_logdet(inv_quad_rhs, logdet, reduce_inv_quad)
         right = self._noise.new_zeros(len(self._noise), 0) if inv_quad_rhs is None else inv_quad_rhs
         right = right.unsqueeze(1) if right.ndim == 1 else right
         fits, determinant = _Terms.apply(self, bool(logdet), right, *self.tensors)  # type: ignore[no-untyped-call]
@@ -326,7 +337,7 @@ class NoisyTangentOperator(_Lasting):
 
     def _determined(self) -> tuple[float, Tensor, Tensor]:
         system = self._kernel.system(self._noise)
-        found = log_determinant(system.covariance, system.prepared)
+        found = log_determinant(system.covariance, system.prepared, generator=self._kernel.tangent.generator)
         return found.estimate.value, found.solved, found.conditioned
 
 

@@ -35,7 +35,8 @@ class Bernoulli(Likelihood):
         return logsigmoid((2.0 * y.to(f) - 1.0) * f).sum(1)
 
     def gradient(self, f: Float[Tensor, "n c"], y: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
-        return y.to(f) - f.sigmoid()
+        y = y.to(f)
+        return y * (-f).sigmoid() - (1.0 - y) * f.sigmoid()  # y − π, with all its digits where π is almost y
 
     def curvature(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c c"]:
         return torch.diag_embed(f.sigmoid() * (-f).sigmoid())

@@ -40,20 +40,28 @@ class Categorical(Likelihood):
 
     def gradient(self, f: Float[Tensor, "n c"], y: Int64[Tensor, " n"]) -> Float[Tensor, "n c"]:
         label = y.to(f.device).unsqueeze(1)
-        return (-f.softmax(1)).scatter_add(1, label, torch.ones_like(f[:, :1]))
+        pi = f.softmax(1)
+        return (-pi).scatter(1, label, _others(pi).gather(1, label))
 
     def curvature(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c c"]:
         pi = f.softmax(1)
-        return torch.diag_embed(pi) - pi.unsqueeze(2) * pi.unsqueeze(1)
+        curvature = -pi.unsqueeze(2) * pi.unsqueeze(1)
+        curvature.diagonal(dim1=1, dim2=2).copy_(pi * _others(pi))
+        return curvature
 
     def curvature_times(self, f: Float[Tensor, "n c"], v: Float[Tensor, "n c k"]) -> Float[Tensor, "n c k"]:
-        pi = f.softmax(1).to(v).unsqueeze(2)
-        return pi * (v - (pi * v).sum(1, keepdim=True))
+        pi = f.softmax(1).to(v)
+        likely = pi.argmax(1).view(-1, 1, 1).expand(-1, 1, v.shape[2])
+        beside = v - v.gather(1, likely)  # where one class is almost certain, v less its mean would lose all digits
+        pi = pi.unsqueeze(2)
+        return pi * (beside - (pi * beside).sum(1, keepdim=True))
 
     def curvature_root(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c c"]:
         pi = f.softmax(1)
         root = pi.sqrt()
-        return torch.diag_embed(root) - pi.unsqueeze(2) * root.unsqueeze(1)
+        full = -pi.unsqueeze(2) * root.unsqueeze(1)
+        full.diagonal(dim1=1, dim2=2).copy_(root * _others(pi))
+        return full
 
     def check(self, n: int, c: int) -> None:
         if c < 2:
@@ -76,3 +84,9 @@ class Categorical(Likelihood):
                 f"y: got labels from {int(labels.min())} to {int(labels.max())}; expected 0 to {c - 1} for {c} outputs."
             )
         return labels
+
+
+def _others(pi: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+    """1 − π, with all its digits where π is almost one: then it is the sum of the others."""
+    likely = pi.argmax(1, keepdim=True)
+    return (1.0 - pi).scatter(1, likely, pi.scatter(1, likely, 0.0).sum(1, keepdim=True))

@@ -61,11 +61,11 @@ def linearize(
         forward: calls the network, ``forward(net, x)``, where passing a tensor (one argument), a tuple (positional
             arguments) or a mapping (keyword arguments) does not do.
         batch_size: examples in one pass; by default 256.
-        autocast: ``torch.bfloat16`` or ``torch.float16`` runs the network's matrix products and convolutions in that
-            dtype, forward and backward, accumulated in float32; weights, outputs, products and everything after the
-            network stay as they are. J is then exact to about the rounding of that dtype, eps = .8 % or .1 % an
-            operation, not to float32's; it is checked to √eps. Faster where the device has units for it. By default
-            off, whatever autocast the caller has set.
+        autocast: ``torch.bfloat16`` runs the network's matrix products and convolutions in that dtype, forward and
+            backward, accumulated in float32; weights, outputs, products and everything after the network stay as they
+            are. J is then exact to about its rounding, eps = .8 % an operation, not to float32's; it is checked to
+            √eps, 9 %. Faster where the device has units for it. By default off, whatever autocast the caller has set.
+            float16 is refused: gradients below 6e-8 vanish in it without a word.
 
     Raises:
         InvalidOption: no module, an unknown name, an empty selection, another ``autocast``.

@@ -55,8 +55,10 @@ class Network:
         for name, option in (("output", output), ("forward", forward)):
             if option is not None and not callable(option):
                 raise InvalidOption(f"{name}: got {type(option).__name__}; expected a function.")
-        if autocast not in (None, torch.bfloat16, torch.float16):
-            raise InvalidOption(f"autocast: got {autocast!r}; expected torch.bfloat16, torch.float16 or None.")
+        if autocast not in (None, torch.bfloat16):
+            raise InvalidOption(
+                f"autocast: got {autocast!r}; expected torch.bfloat16 or None. In float16 gradients below 6e-8 vanish."
+            )
         self.names = select(net, parameters)
         private, self._computed = _private_copy(net)
         self._caller = _Caller(private, output, forward)
@@ -146,7 +148,12 @@ class Network:
         before = [dict(vars(module)) for module in modules]  # a network may keep results of a pass on itself
         try:
             with self._precision():
-                out = functional_call(self._caller, state, (examples.copied(),), tie_weights=False)
+                try:
+                    out = functional_call(self._caller, state, (examples.copied(),), tie_weights=False)
+                except InvalidData as error:
+                    if self.autocast is None:
+                        raise
+                    raise InvalidData(f"{error} It ran with autocast={self.autocast}: try without.") from error
             self._refuse_stale()
             low = self.autocast is not None and isinstance(out, Tensor) and out.dtype == self.autocast
             return out.to(self.dtype) if low else out

@@ -16,7 +16,15 @@ from jacana.networks import Examples
 from jacana.operators import NTK, Covariance, Estimate, standard_normal
 from jacana.posteriors.method import State
 from jacana.posteriors.observations import Observations
-from jacana.solvers import Goal, Iterative, SmallVarianceError, Solution, log_determinant
+from jacana.solvers import (
+    Goal,
+    Iterative,
+    SmallResidual,
+    SmallSampleError,
+    SmallVarianceError,
+    Solution,
+    log_determinant,
+)
 from jacana.solvers.preconditioners import Prepared
 
 __all__ = ["IteratedState", "System"]
@@ -77,7 +85,17 @@ class System:
         system = System(self.observations.followed_by(more), self.solver, progress=self._progress)
         left = right[1] - push(more.model.lin, more.examples, weights)
         start = torch.cat([solution.x, torch.zeros_like(right[1])])
-        return system, system.solve(torch.cat(right), start, remainder=torch.cat([solution.remainder, left]))
+        remainder = torch.cat([solution.remainder, left])
+        goal = system.sample_goal() if right[0].shape[1] > 1 else None
+        return system, system.solve(torch.cat(right), start, goal, remainder)
+
+    def sample_goal(self) -> Goal | None:
+        """How well samples are solved for; by the residual alone where there is no noise."""
+        noise = self.covariance.noise
+        if bool((noise == 0.0).any()):
+            return None
+        freedom = 0.0 if self.prepared is None else self.prepared.freedom
+        return SmallSampleError(_VARIANCE_ERROR, noise, freedom, SmallResidual(self.solver.rtol))
 
     def guess(self, right: Float64[Tensor, "nc k"]) -> Float64[Tensor, "nc k"] | None:
         """A first solution. What is smooth is solved by it alone, far below what a step in float32 can tell."""
@@ -187,7 +205,7 @@ class IteratedState(State):
 
     def sample_weights(self, n: int, generator: torch.Generator | None) -> Float64[Tensor, "p n"]:
         prior, missing = self._system.weight_samples(n, generator)
-        return prior + self._system.weights_for(self._system.solve(missing).x)
+        return prior + self._system.weights_for(self._system.solve(missing, goal=self._system.sample_goal()).x)
 
     @property
     def precision(self) -> tuple[Float64[Tensor, "n c c"], Float64[Tensor, "n c"]]:

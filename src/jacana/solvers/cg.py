@@ -171,7 +171,8 @@ class _Run:
     def excess(self) -> Float64[Tensor, " k"]:
         """How far every column is from the goal."""
         every = torch.arange(self._right.shape[1], device=self._right.device)
-        return self._goal.excess(every, self.x, self._right, self.remainder, self._condition(self.remainder))
+        error = self._error(self.remainder, self._condition(self.remainder))
+        return self._goal.excess(every, self.x, self._right, self.remainder, error)
 
     def descend(self, which: Tensor, bar: _Bar) -> None:
         """Conjugate gradients in some columns, until each is at the goal by its own account; then look."""
@@ -190,7 +191,8 @@ class _Run:
         direction, alignment = residual, residual.new_zeros(len(which))
         for step in range(self._most - self.steps):
             conditioned = self._condition(residual)
-            excess = self._goal.excess(which, self.x[:, which], self._right[:, which], residual, conditioned)
+            error = self._error(residual, conditioned)
+            excess = self._goal.excess(which, self.x[:, which], self._right[:, which], residual, error)
             before, alignment = alignment, (residual * conditioned).sum(0)
             bar.show(excess)
             keep = ((excess > _MARGIN) & (alignment > 0.0)).nonzero().flatten()
@@ -213,6 +215,13 @@ class _Run:
         """The remainder as it is, in float64."""
         self.remainder[:, which] = self._right[:, which] - self._covariance.precise_times(self.x[:, which])
         self.products += len(which)
+
+    def _error(self, residual: Float64[Tensor, "n k"], conditioned: Float64[Tensor, "n k"]) -> Float64[Tensor, " k"]:
+        """A bound of rᵀA⁻¹r: rᵀM⁻¹r where M ≤ A, and rᵀΣ⁻¹r always."""
+        if self._prepared is not None and self._prepared.is_below:
+            return (residual * conditioned).sum(0)
+        weighted = residual.square() / self._covariance.noise.unsqueeze(1)
+        return torch.where(residual == 0.0, 0.0, weighted).sum(0)
 
     def _condition(self, residual: Float64[Tensor, "n k"]) -> Float64[Tensor, "n k"]:
         return residual.clone() if self._prepared is None else self._prepared.solve(residual)

@@ -18,6 +18,7 @@ __all__ = ["Iterative"]
 class Iterative(ABC):
     """A solver that stops at a tolerance, says what it reached, and warns where it missed it."""
 
+    rtol: float | int
     preconditioner: Preconditioner | None
 
     def prepare(self, covariance: Covariance, *, progress: bool = False) -> Prepared | None:

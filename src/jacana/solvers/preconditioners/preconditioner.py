@@ -19,9 +19,13 @@ class Prepared(ABC):
 
     Attributes:
         rank: of what approximates the kernel.
+        is_below: whether A − M is positive semidefinite, so that rᵀM⁻¹r bounds rᵀA⁻¹r.
+        freedom: tr(L (L + Σ)⁻¹) of the approximation L: no more than the degrees of freedom that the data determine.
     """
 
     rank: int
+    is_below: bool = False
+    freedom: float = 0.0
 
     @abstractmethod
     def solve(self, right: Float64[Tensor, "n k"]) -> Float64[Tensor, "n k"]:
@@ -46,13 +50,15 @@ class Preconditioner(ABC):
 
 
 class LowRank(Prepared):
-    """M = F Fᵀ + Σ, with F (n, r).
+    """M = F Fᵀ + Σ, with F (n, r) and F Fᵀ ≤ K.
 
         M⁻¹ = Σ^-½ (I − G (I + GᵀG)⁻¹ Gᵀ) Σ^-½,     G = Σ^-½ F
 
     References:
         Woodbury 1950, Inverting modified matrices.
     """
+
+    is_below = True
 
     def __init__(self, factor: Float64[Tensor, "n r"], noise: Float64[Tensor, " n"]) -> None:
         self.rank = factor.shape[1]
@@ -62,6 +68,7 @@ class LowRank(Prepared):
         inner = factor.T @ factor
         inner.diagonal().add_(1.0)
         self._lower = torch.linalg.cholesky(inner)
+        self.freedom = self.rank - float(torch.cholesky_inverse(self._lower).diagonal().sum())
 
     def solve(self, right: Float64[Tensor, "n k"]) -> Float64[Tensor, "n k"]:
         scaled = right / self._std
