@@ -228,21 +228,23 @@ def main(argv: list[str] | None = None) -> None:
     asked = parse("posterior", "Timings of posteriors, factorised and by products.", seeds=1, argv=rest)
     start = time.perf_counter()
     sizes, widths = ((300, 600), (10, 30)) if asked.quick else (SIZES, WIDTHS)
-    wanted: list[tuple[str, tuple[Any, ...]]] = [
-        ("size", (n, method)) for n in sizes for method in ("factorised", "products")
-        if method == "products" or n <= FACTORISED
-    ]  # fmt: skip
-    wanted += [("width", (each,)) for each in widths]
+    wanted: list[tuple[str, tuple[Any, ...]]] = [("width", (each,)) for each in widths]
     if not asked.quick:
         wanted += [("steps", (name, ratio)) for name in ("MLP", "ResNet-20") for ratio in RATIOS]
     wanted += [("defaults", (900 if asked.quick else 1_500,))]
+    wanted += [
+        ("size", (n, method)) for n in sizes for method in ("factorised", "products")
+        if method == "products" or n <= FACTORISED
+    ]  # fmt: skip
     wanted += [("classified", (options.images,))] if options.images else []
+    settings = {"threads": options.threads, "rtol": RTOL, "new": NEW, "sizes": sizes, "widths": widths}
     results: dict[str, list[dict[str, Any]]] = {}
     for name, words in tqdm(wanted, desc="posterior", disable=not asked.progress):
         results.setdefault(name, []).append(apart(options.threads, name, *words))
         print(name, json.dumps(results[name][-1]), flush=True)
-    settings = {"threads": options.threads, "rtol": RTOL, "new": NEW, "sizes": sizes, "widths": widths}
-    print(record(asked.path(".json"), asked, settings=settings, results=results, seconds=time.perf_counter() - start))
+        passed = time.perf_counter() - start
+        path = record(asked.path(".json"), asked, settings=settings, results=results, seconds=passed)  # as far as it is
+    print(path)
 
 
 def _number(word: str) -> Any:
