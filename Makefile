@@ -11,7 +11,7 @@ OUT    ?= out
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-gram bench-products clean
+.PHONY: help demo test lint bench bench-gram bench-products bench-posterior clean
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ bench-gram: $(STAMP)  ## the dense kernel against vmap(jacrev): seconds, floors 
 
 bench-products: $(STAMP)  ## Fisher products against a training step, finite differences and double backward: minutes
 	@$(BIN)/python -m benchmarks.products --threads 2 --out $(OUT)/bench
+
+bench-posterior: $(STAMP)  ## posteriors of 300 to 100,000 examples and up to 75 million parameters: half an hour
+	@$(BIN)/python -m benchmarks.posterior --threads 2 --out $(OUT)/bench
 
 clean:  ## remove the environment, the caches and what runs wrote
 	rm -rf $(VENV) $(OUT) .mypy_cache .pytest_cache .ruff_cache

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 import jacana
 from benchmarks.networks import images, resnet
+from experiments import plots
 from experiments.command import parse, record
 
 __all__ = ["main"]
@@ -210,6 +211,34 @@ def apart(threads: int, name: str, *words: Any) -> dict[str, Any]:
     return found
 
 
+def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> Path:
+    """Seconds over the number of examples, and over the number of parameters."""
+    with plots.style():
+        made = plots.figure(11.0, 4.2)
+        left, right = made.subplots(1, 2)
+        for method, colour in (("factorised", "Jacana"), ("products", "last layer")):
+            rows = [row for row in results.get("size", []) if row["method"] == method]
+            for key, line in (("seconds_mean", "-"), ("seconds", "--")):
+                what = "mean" if key == "seconds_mean" else f"and {NEW} variances"
+                label = f"{'factorised' if method == 'factorised' else 'by products'}, {what}"
+                x, y = [row["n"] for row in rows], [row[key] for row in rows]
+                left.plot(x, y, line, marker="o", color=plots.COLOURS[colour], label=label)
+        rows = results.get("width", [])
+        x, y = [row["parameters"] for row in rows], [row["seconds"] for row in rows]
+        right.plot(x, y, marker="o", color=plots.COLOURS["Jacana"])
+        for panel, title, axis in (
+            (left, "Posterior of 803,601 parameters", "examples"),
+            (right, "Factorised posterior of 1,000 examples", "parameters"),
+        ):
+            panel.set_xscale("log")
+            panel.set_yscale("log")
+            panel.set_xlabel(axis)
+            panel.set_ylabel("seconds")
+            plots.panel_title(panel, title)
+        left.legend(fontsize=8)
+        return plots.save(made, path)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Time, print, write."""
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -244,7 +273,7 @@ def main(argv: list[str] | None = None) -> None:
         print(name, json.dumps(results[name][-1]), flush=True)
         passed = time.perf_counter() - start
         path = record(asked.path(".json"), asked, settings=settings, results=results, seconds=passed)  # as far as it is
-    print(path)
+    print(path, draw(results, asked.path(".png")))
 
 
 def _number(word: str) -> Any:

@@ -195,6 +195,58 @@ def _similarity(rows: dict[str, Any], measures: tuple[str, str]) -> str:
     return "\n".join(lines)
 
 
+def posterior_sizes(results: dict[str, Any]) -> str:
+    """Seconds of a posterior over the number of examples, factorised and by products."""
+    lines = [
+        "| examples | way | mean, s | 50 variances too | steps | residual | mean off | variances / exact | peak MiB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in results["size"]:
+        cells = [f"{row['n']:,}", row["method"], _seconds(row["seconds_mean"]), _seconds(row["seconds"])]
+        cells += [f"{row['steps']}", f"{row['residual']:.0e}"] if "steps" in row else ["", ""]
+        cells += [f"{row['mean_error']:.0e}"] if "mean_error" in row else [""]
+        spread = "smallest_variance" in row
+        cells += [f"{row['smallest_variance']:.4f}-{row['largest_variance']:.4f}" if spread else ""]
+        lines.append(f"| {' | '.join(cells)} | {row['peak_mib']:,.0f} |")
+    return "\n".join(lines)
+
+
+def posterior_widths(results: dict[str, Any]) -> str:
+    """Seconds of a factorised posterior of 1,000 examples over the number of parameters."""
+    rows = results["width"]
+    table = {
+        "parameters": [f"{row['parameters']:,}" for row in rows],
+        "---": ["---"] * len(rows),
+        "seconds": [_seconds(row["seconds"]) for row in rows],
+        "peak MiB": [f"{row['peak_mib']:,.0f}" for row in rows],
+    }
+    return "\n".join(f"| {' | '.join([name, *cells])} |" for name, cells in table.items())
+
+
+def posterior_steps(results: dict[str, Any]) -> str:
+    """Steps of conjugate gradients with and without a preconditioner."""
+    ways = ("pivoted Cholesky", "Nyström", "none")
+    lines = [f"| | σ over root mean diagonal | {' | '.join(ways)} |", "|---|---|---|---|---|"]
+    for row in results["steps"]:
+        cells = [
+            f"{row[way]['steps']}" if row[way]["converged"] else f"{row[way]['residual']:.0e} after {row[way]['steps']}"
+            for way in ways
+        ]
+        lines.append(f"| {row['network']} | {row['ratio']:g} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def posterior_defaults(results: dict[str, Any]) -> str:
+    """Ours and GPyTorch's default settings against the factorised posterior."""
+    lines = ["| | mean off | variances over exact |", "|---|---|---|"]
+    for row in results["defaults"]:
+        for name in ("Jacana", "GPyTorch"):
+            found = row[name]
+            spread = f"{found['smallest_variance']:.3g} to {found['largest_variance']:.3g}"
+            lines.append(f"| {name}, {row['n']:,} examples | {found['mean_error']:.1e} | {spread} |")
+    return "\n".join(lines)
+
+
 def _seconds(value: float) -> str:
     return f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
 
@@ -217,6 +269,10 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "fisher-speed": ("fisher_speed", fisher_speed),
     "similarity-networks": ("similarity", similarity_of_networks),
     "similarity-tasks": ("similarity", similarity_of_tasks),
+    "posterior-sizes": ("posterior", posterior_sizes),
+    "posterior-widths": ("posterior", posterior_widths),
+    "posterior-steps": ("posterior", posterior_steps),
+    "posterior-defaults": ("posterior", posterior_defaults),
     "malaria-cameroon": ("malaria", lambda results: maps(results, "CMR")),
 }
 """Mark to record and table."""
