@@ -16,7 +16,8 @@ from gpytorch.constraints import Positive
 from torch import Tensor, nn
 
 from jacana.errors import InvalidData, InvalidOption
-from jacana.integrations.gpytorch_operator import Tangent, TangentOperator
+from jacana.integrations.gpytorch_operator import TangentOperator
+from jacana.integrations.gpytorch_tangent import Tangent
 from jacana.linearization import (
     Linearization,
     Prior,

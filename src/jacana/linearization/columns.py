@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Hashable
 from typing import final
 
 import torch
 from torch import Tensor
+
+from jacana.linearization.clock import seconds
 
 __all__ = ["Columns"]
 
@@ -62,8 +63,9 @@ class Columns:
 
 def _faster(one: Callable[[Tensor], Tensor], several: Callable[[Tensor], Tensor], matrix: Tensor, eps: float) -> bool:
     """Whether several at once are right, and clearly faster than one after the other."""
+    device = matrix.device
     first = one(matrix[..., 0])
-    alone = min(_seconds(one, matrix[..., 1]) for _ in range(_TRIALS))
+    alone = min(seconds(lambda: one(matrix[..., 1]), device) for _ in range(_TRIALS))
     try:
         pair = several(matrix[..., :2])
         right = bool(((pair[..., 0] - first).abs() <= eps**0.5 * first.abs().amax()).all())
@@ -71,18 +73,7 @@ def _faster(one: Callable[[Tensor], Tensor], several: Callable[[Tensor], Tensor]
         return False
     if not right:
         return False
-    if _seconds(several, matrix[..., :2]) > _HOPELESS * 2 * alone:
+    if seconds(lambda: several(matrix[..., :2]), device) > _HOPELESS * 2 * alone:
         return False
-    together = min(_seconds(several, matrix) for _ in range(_TRIALS))
+    together = min(seconds(lambda: several(matrix), device) for _ in range(_TRIALS))
     return together < _CLEARLY * matrix.shape[-1] * alone
-
-
-def _seconds(apply: Callable[[Tensor], Tensor], matrix: Tensor) -> float:
-    """The time of one application; a device is waited for."""
-    if matrix.is_cuda:
-        torch.cuda.synchronize(matrix.device)
-    start = time.perf_counter()
-    apply(matrix)
-    if matrix.is_cuda:
-        torch.cuda.synchronize(matrix.device)
-    return time.perf_counter() - start

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jacana.errors import InvalidOption
+from jacana.operators.normal import standard_normal
 from jacana.operators.operator import Operator
 from jacana.operators.spectrum import lanczos, refuse_unsymmetric, square_size, tridiagonal
 
@@ -76,7 +77,7 @@ def estimate_trace(operator: Operator, n_products: int = 60, *, generator: torch
     if 2 * m >= n:
         return Estimate(float(operator.diagonal().double().sum()), 0.0, n)
     source = torch.Generator().manual_seed(0) if generator is None else generator
-    omega = torch.randn(n, m, generator=source, dtype=torch.float64, device=source.device).to(operator.device)
+    omega = standard_normal(n, m, generator=source, device=operator.device)
     omega = omega * (math.sqrt(n) / omega.norm(dim=0))
 
     def times(matrix: Tensor) -> Tensor:
@@ -154,7 +155,7 @@ def estimate_log_determinant(
     source = torch.Generator().manual_seed(0) if generator is None else generator
     samples, products = [], 0
     for _ in range(n_probes):
-        probe = torch.randn(n, generator=source, dtype=torch.float64, device=source.device).to(operator.device)
+        probe = standard_normal(n, generator=source, device=operator.device)
         _, diagonal, beside = lanczos(operator, probe, min(n, n_steps))
         products += len(diagonal)
         values, vectors = torch.linalg.eigh(tridiagonal(diagonal + shift, beside))

@@ -10,6 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from jacana.errors import InvalidData, InvalidOption
+from jacana.operators.normal import standard_normal
 from jacana.operators.operator import Operator
 
 __all__ = ["Eigenpairs", "lanczos", "refuse_unsymmetric", "square_size", "top_eigenpairs", "tridiagonal"]
@@ -180,4 +181,4 @@ def tridiagonal(diagonal: Float64[Tensor, " s"], beside: Float64[Tensor, " s"]) 
 
 def _unit(n: int, device: torch.device, generator: torch.Generator | None) -> Float64[Tensor, " n"]:
     source = torch.Generator().manual_seed(0) if generator is None else generator
-    return torch.randn(n, generator=source, dtype=torch.float64, device=source.device).to(device)
+    return standard_normal(n, generator=source, device=device)

@@ -12,18 +12,16 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from jacana.errors import InvalidOption, NotPositiveDefinite
-from jacana.linearization import budget, dense_kernel, diagonal_blocks, pull, push, require
+from jacana.linearization import dense_kernel, diagonal_blocks, pull, push, require
 from jacana.networks import Examples
 from jacana.operators import standard_normal
 from jacana.posteriors.iterated import IteratedState, System
+from jacana.posteriors.joseph import EPS, TRUSTED, joseph_root, joseph_variance
 from jacana.posteriors.method import Method, State
 from jacana.posteriors.observations import Observations
 from jacana.solvers import Cholesky, Factor, Iterative
 
 __all__ = ["FunctionSpace"]
-
-_EPS = torch.finfo(torch.float64).eps
-_TRUSTED = 1e4  # a difference is used where it is this many times its rounding error
 
 
 @final
@@ -92,7 +90,7 @@ def _factor(solver: Cholesky, covariance: Float64[Tensor, "nc nc"]) -> Factor:
 
 
 def _too_little_noise(error: NotPositiveDefinite, covariance: Tensor) -> NotPositiveDefinite:
-    least = math.sqrt(_EPS * len(covariance) * float(covariance.diagonal().max()) * len(covariance))
+    least = math.sqrt(EPS * len(covariance) * float(covariance.diagonal().max()) * len(covariance))
     return NotPositiveDefinite(
         f"noise_std: {error} Examples are repeated or outnumber the parameters, and the noise is too small to tell "
         f"them apart (beyond {least:.1e} it is enough). Give a larger noise_std, use WeightSpace(), or ask for a "
@@ -126,9 +124,9 @@ class _FunctionSpaceState(State):
             prior = diagonal_blocks(model.lin, block, model.prior).diagonal(dim1=1, dim2=2)
             weights, explained, doubt = self._explained(block, prior.flatten())
             variance = prior.flatten() - explained
-            small = (variance < _TRUSTED * doubt).nonzero().flatten()
+            small = (variance < TRUSTED * doubt).nonzero().flatten()
             if len(small):
-                variance[small] = self._joseph(block, weights, small)
+                variance[small] = joseph_variance(self.observations, block, weights, small, self._pulled)
             parts.append(variance.view_as(prior))
         return torch.cat(parts)
 
@@ -140,8 +138,8 @@ class _FunctionSpaceState(State):
         covariance = prior - half.T @ half
         weights = self._factor.solve(cross)
         doubt = self._doubt(prior.diagonal(), weights)
-        if bool((covariance.diagonal() < _TRUSTED * doubt).any()):
-            root = self._joseph_root(x, weights)
+        if bool((covariance.diagonal() < TRUSTED * doubt).any()):
+            root = joseph_root(self.observations, x, weights, self._pulled)
             return root.T @ root
         return 0.5 * (covariance + covariance.T)  # a product is symmetric only to rounding
 
@@ -192,27 +190,8 @@ class _FunctionSpaceState(State):
 
     def _doubt(self, prior: Float64[Tensor, " mc"], weights: Float64[Tensor, "nc mc"]) -> Float64[Tensor, " mc"]:
         """The rounding error of K** − K*ᵀC: eps (k** + ‖K + Σ‖ ‖C‖²)."""
-        return _EPS * (prior + self._factor.norm * weights.square().sum(0))
+        return EPS * (prior + self._factor.norm * weights.square().sum(0))
 
-    def _joseph(self, x: Examples, weights: Float64[Tensor, "nc mc"], rows: Tensor) -> Float64[Tensor, " k"]:
-        """The variance of the given rows as a sum of squares."""
-        p = self.observations.model.lin.n_parameters
-        at_once = max(1, budget(weights.device) // (4 * 8 * p))
-        return torch.cat([self._joseph_root(x, weights, some).square().sum(0) for some in torch.split(rows, at_once)])
-
-    def _joseph_root(
-        self, x: Examples, weights: Float64[Tensor, "nc mc"], rows: Tensor | None = None
-    ) -> Float64[Tensor, "q k"]:
-        """R with Rᵀ R the posterior covariance: S^½(J*ᵀ − JᵀC) above Σ^½ C."""
-        model = self.observations.model
-        if rows is None:
-            rows = torch.arange(weights.shape[1], device=weights.device)
-        require(3 * 8 * model.lin.n_parameters * len(rows), weights.device,
-                f"the joint covariance of {len(rows):,} values next to the data",
-                "ask for fewer examples at once, or for .variance.")  # fmt: skip
-        units = torch.zeros(weights.shape[1], len(rows), dtype=torch.float64, device=weights.device)
-        units[rows, torch.arange(len(rows), device=weights.device)] = 1.0
-        chosen = weights[:, rows]
-        gap = pull(model.lin, x, units) - pull(model.lin, self.observations.examples, chosen)
-        noise = self.observations.noise.sqrt().reshape(-1, 1)
-        return torch.cat([model.prior.vector(weights.device).unsqueeze(1) * gap, noise * chosen])
+    def _pulled(self, weights: Float64[Tensor, "nc k"]) -> Float64[Tensor, "p k"]:
+        """Jᵀ U."""
+        return pull(self.observations.model.lin, self.observations.examples, weights)

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from jacana.errors import InvalidOption
-from jacana.linearization import Products, budget, dense_kernel, diagonal_blocks, pull, push
+from jacana.linearization import Products, budget, dense_kernel, diagonal_blocks, push
 from jacana.networks import Examples
 from jacana.operators import NTK, Covariance, Estimate, standard_normal
+from jacana.posteriors.joseph import EPS, TRUSTED, joseph_root, joseph_variance
 from jacana.posteriors.method import State
 from jacana.posteriors.observations import Observations
 from jacana.solvers import (
@@ -29,10 +29,8 @@ from jacana.solvers.preconditioners import Prepared
 
 __all__ = ["IteratedState", "System"]
 
-_EPS = torch.finfo(torch.float64).eps
 _VARIANCE_ERROR = 0.01
 """How much larger than the exact one a variance may be, by estimate."""
-_TRUSTED = 1e4  # a difference is used where it is this many times its rounding error
 
 
 @final
@@ -103,7 +101,11 @@ class System:
 
     def weights_for(self, alpha: Float64[Tensor, "nc k"]) -> Float64[Tensor, "p k"]:
         """S Jᵀ α, contracted in float64."""
-        return self._variances * self._products.precise_transposed_times(alpha)
+        return self._variances * self.pulled(alpha)
+
+    def pulled(self, weights: Float64[Tensor, "nc k"]) -> Float64[Tensor, "p k"]:
+        """Jᵀ U, contracted in float64."""
+        return self._products.precise_transposed_times(weights)
 
     def cross(self, x: Examples) -> Float64[Tensor, "nc mc"]:
         """K between the observed examples and others."""
@@ -182,9 +184,9 @@ class IteratedState(State):
             )
             variance = prior.flatten() - (found.x * (cross + found.remainder)).sum(0)
             fit = (found.x * (cross - found.remainder)).sum(0)
-            small = (variance < _TRUSTED * _EPS * (prior.flatten() + fit.abs())).nonzero().flatten()
+            small = (variance < TRUSTED * EPS * (prior.flatten() + fit.abs())).nonzero().flatten()
             if len(small):
-                variance[small] = self._root(block, found.x, small).square().sum(0)
+                variance[small] = joseph_variance(self.observations, block, found.x, small, self._system.pulled)
             parts.append(variance.view_as(prior))
         return torch.cat(parts)
 
@@ -197,9 +199,9 @@ class IteratedState(State):
         explained = cross.T @ found.x
         fit = found.x.T @ (cross - found.remainder)
         covariance = prior - explained - explained.T + 0.5 * (fit + fit.T)
-        doubt = _TRUSTED * _EPS * (prior.diagonal() + fit.diagonal().abs())
+        doubt = TRUSTED * EPS * (prior.diagonal() + fit.diagonal().abs())
         if bool((covariance.diagonal() < doubt).any()):
-            root = self._root(x, found.x, torch.arange(len(prior), device=prior.device))
+            root = joseph_root(self.observations, x, found.x, self._system.pulled)
             return root.T @ root
         return covariance
 
@@ -207,23 +209,6 @@ class IteratedState(State):
         prior, missing = self._system.weight_samples(n, generator)
         return prior + self._system.weights_for(self._system.solve(missing, goal=self._system.sample_goal()).x)
 
-    @property
-    def precision(self) -> tuple[Float64[Tensor, "n c c"], Float64[Tensor, "n c"]]:
-        raise InvalidOption(
-            "leave_one_out: needs the inverse of the covariance, which an iterative solver does not form; use "
-            "FunctionSpace() or WeightSpace() on fewer examples."
-        )
-
     def extended(self, more: Observations) -> State:
         right = self._residual, more.residual.reshape(-1, 1)
         return IteratedState(*self._system.extended(more, right, self._solution, self.weights.unsqueeze(1)))
-
-    def _root(self, x: Examples, weights: Float64[Tensor, "nc mc"], rows: Tensor) -> Float64[Tensor, "q k"]:
-        """R with Rᵀ R the covariance of f* − C̃ᵀy at the given rows: S^½(J*ᵀ − JᵀC̃) above Σ^½ C̃."""
-        model = self.observations.model
-        std = model.prior.vector(weights.device).unsqueeze(1)
-        units = torch.zeros(weights.shape[1], len(rows), dtype=torch.float64, device=weights.device)
-        units[rows, torch.arange(len(rows), device=weights.device)] = 1.0
-        chosen = weights[:, rows]
-        gap = std * pull(model.lin, x, units) - self._system.weights_for(chosen) / std
-        return torch.cat([gap, self._system.covariance.noise.sqrt().unsqueeze(1) * chosen])

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from jacana.errors import InvalidOption
 from jacana.networks import Examples
 from jacana.operators import Estimate
 from jacana.posteriors.observations import Observations
@@ -56,9 +57,16 @@ class State(ABC):
         return None
 
     @property
-    @abstractmethod
     def precision(self) -> tuple[Float64[Tensor, "n c c"], Float64[Tensor, "n c"]]:
-        """The diagonal blocks of A⁻¹ and the vector A⁻¹ (y − m), for A = K + Σ."""
+        """The diagonal blocks of A⁻¹ and the vector A⁻¹ (y − m), for A = K + Σ.
+
+        Raises:
+            InvalidOption: a method that does not factorise.
+        """
+        raise InvalidOption(
+            "leave_one_out: needs the inverse of the covariance, which is not formed by an iterative solver; use "
+            "FunctionSpace() or WeightSpace() on fewer examples."
+        )
 
     @abstractmethod
     def extended(self, more: Observations) -> State:

@@ -136,13 +136,6 @@ class _PathwiseState(State):
         chosen = torch.randperm(have, generator=source)[:n].to(self._deviations.device)
         return self._mean.unsqueeze(1) + self._deviations[:, chosen]
 
-    @property
-    def precision(self) -> tuple[Float64[Tensor, "n c c"], Float64[Tensor, "n c"]]:
-        raise InvalidOption(
-            "leave_one_out: needs the inverse of the covariance, which is not formed; use FunctionSpace() or "
-            "WeightSpace() on fewer examples."
-        )
-
     def extended(self, more: Observations) -> State:
         generator = torch.Generator()
         generator.set_state(self._generator.get_state())
