@@ -17,7 +17,8 @@ from tests import oracles
 from tests.test_solvers import DOUBLE, random
 
 SCRIPT = """
-import sys, time, torch
+import signal, sys, time, torch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has its children ignore Ctrl-C
 from tests.test_checkpoint import posterior
 from jacana.operators import NTK
 times = NTK.times
