@@ -17,8 +17,10 @@ from jacana.errors import InvalidOption
 from jacana.linearization import push, require
 from jacana.networks import Examples
 from jacana.operators import standard_normal
+from jacana.posteriors.iterated_weights import IteratedWeightsState
 from jacana.posteriors.method import Method, State
 from jacana.posteriors.observations import Observations
+from jacana.solvers import Iterative
 
 __all__ = ["WeightSpace"]
 
@@ -35,8 +37,13 @@ class WeightSpace(Method):
     condition number is the square of theirs, is never formed. Costs 2 n·c p² operations and more, p² float64 numbers.
     A mean is one Jacobian-vector product; variances are sums of squares, never negative.
 
+    Args:
+        solver: None factorises; :class:`CG` needs products with F alone, one Fisher product a step and column and
+            vectors of p numbers, whatever n is: for observations n·c that outnumber the parameters by far, where p² do
+            not fit. The data may be a DataLoader, and variances are never below the exact ones.
+
     Raises:
-        InvalidOption: at conditioning, where some noise is zero.
+        InvalidOption: another solver; at conditioning, where some noise is zero.
 
     References:
         Rasmussen and Williams 2006, Gaussian Processes for Machine Learning, section 2.1.2.
@@ -53,7 +60,21 @@ class WeightSpace(Method):
         torch.Size([21])
     """
 
+    solver: Iterative | None = None
+
+    def __post_init__(self) -> None:
+        if self.solver is not None and not isinstance(self.solver, Iterative):
+            raise InvalidOption(
+                f"solver: got {self.solver!r}; expected one that iterates, e.g. jacana.CG(), or None to factorise."
+            )
+
+    @property
+    def streams(self) -> bool:
+        return self.solver is not None
+
     def condition(self, observations: Observations, *, progress: bool) -> State:
+        if self.solver is not None:
+            return IteratedWeightsState(observations, self.solver, progress=progress)
         lin = observations.model.lin
         p = lin.n_parameters
         require(6 * 8 * p * p, lin.device, f"factorising the precision of {p:,} parameters",

@@ -5,6 +5,7 @@ from jacana.solvers.cg import CG as CG
 from jacana.solvers.cholesky import Cholesky as Cholesky
 from jacana.solvers.cholesky import Factor as Factor
 from jacana.solvers.goal import Goal as Goal
+from jacana.solvers.goal import SmallFormError as SmallFormError
 from jacana.solvers.goal import SmallResidual as SmallResidual
 from jacana.solvers.goal import SmallSampleError as SmallSampleError
 from jacana.solvers.goal import SmallVarianceError as SmallVarianceError

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-__all__ = ["Goal", "SmallResidual", "SmallVarianceError"]
+__all__ = ["Goal", "SmallFormError", "SmallResidual", "SmallSampleError", "SmallVarianceError"]
 
 
 class Goal(ABC):
@@ -79,3 +79,15 @@ class SmallSampleError(Goal):
     def excess(self, which: Tensor, x: Tensor, right: Tensor, remainder: Tensor, error: Tensor) -> Tensor:
         weighted = (remainder.square() / self.noise.unsqueeze(1)).sum(0) / (self.rtol * max(self.freedom, 1.0))
         return torch.maximum(weighted.sqrt(), self.residual.excess(which, x, right, remainder, error))
+
+
+@final
+@dataclass(frozen=True)
+class SmallFormError(Goal):
+    """‖A⁻¹b − x‖²_A ≤ rtol of xᵀ(b + r) + ‖A⁻¹b − x‖²_A ≥ bᵀA⁻¹b, with r = b − A x: by so much that is too large."""
+
+    rtol: float
+
+    def excess(self, which: Tensor, x: Tensor, right: Tensor, remainder: Tensor, error: Tensor) -> Tensor:  # noqa: ARG002
+        form = (x * (right + remainder)).sum(0) + error
+        return torch.where(error > 0.0, error / (self.rtol * form.clamp_min(torch.finfo(torch.float64).tiny)), 0.0)
