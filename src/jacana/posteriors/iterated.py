@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cached_property
 from typing import final
 
@@ -41,15 +42,27 @@ class System:
         observations: n examples.
         solver: its options.
         progress: show bars.
+        products: with the Jacobian of these observations, where they are there already.
+        prepare: makes what is prepared, where that is not for the solver to do.
     """
 
-    def __init__(self, observations: Observations, solver: Iterative, *, progress: bool) -> None:
+    def __init__(
+        self,
+        observations: Observations,
+        solver: Iterative,
+        *,
+        progress: bool,
+        products: Products | None = None,
+        prepare: Callable[[System], Prepared | None] | None = None,
+    ) -> None:
         model = observations.model
         self.observations, self.solver, self._progress = observations, solver, progress
-        self._products = Products(model.lin, observations.x)
-        kernel = NTK(model.lin, self._products, prior_std=model.prior.given)
+        self.products = Products(model.lin, observations.x) if products is None else products
+        kernel = NTK(model.lin, self.products, prior_std=model.prior.given)
         self.covariance = Covariance(kernel, observations.noise.flatten())
-        self.prepared: Prepared | None = solver.prepare(self.covariance, progress=progress)
+        self.prepared: Prepared | None = (
+            solver.prepare(self.covariance, progress=progress) if prepare is None else prepare(self)
+        )
         self._variances = model.prior.vector(model.lin.device).square().unsqueeze(1)
 
     def solve(
@@ -105,12 +118,12 @@ class System:
 
     def pulled(self, weights: Float64[Tensor, "nc k"]) -> Float64[Tensor, "p k"]:
         """Jᵀ U, contracted in float64."""
-        return self._products.precise_transposed_times(weights)
+        return self.products.precise_transposed_times(weights)
 
     def cross(self, x: Examples) -> Float64[Tensor, "nc mc"]:
         """K between the observed examples and others."""
         model = self.observations.model
-        return torch.cat([dense_kernel(model.lin, piece, x, model.prior) for piece in self._products.pieces()])
+        return torch.cat([dense_kernel(model.lin, piece, x, model.prior) for piece in self.products.pieces()])
 
     def weight_samples(self, n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Prior samples z (p, n) of the weights, and what they and the noise leave of the observations (n·c, n).
@@ -119,7 +132,7 @@ class System:
         """
         lin = self.observations.model.lin
         prior = self._variances.sqrt() * standard_normal(lin.n_parameters, n, generator=generator, device=lin.device)
-        return prior, self._missing(self.observations, self._products.precise_times(prior), generator)
+        return prior, self._missing(self.observations, self.products.precise_times(prior), generator)
 
     def missing(
         self, more: Observations, prior: Float64[Tensor, "p s"], generator: torch.Generator | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -40,6 +41,10 @@ class Prepared(ABC):
     def sample(self, k: int, generator: torch.Generator | None) -> Float64[Tensor, "n k"]:
         """Columns drawn from N(0, M)."""
 
+    def rescaled(self, factor: float, noise: Float64[Tensor, " n"]) -> Prepared | None:  # noqa: ARG002 - most cannot
+        """M of ``factor`` · K + Σ for another noise, if it is had without K."""
+        return None
+
 
 class Preconditioner(ABC):
     """Options of one way to approximate a covariance."""
@@ -69,6 +74,9 @@ class LowRank(Prepared):
         inner.diagonal().add_(1.0)
         self._lower = torch.linalg.cholesky(inner)
         self.freedom = self.rank - float(torch.cholesky_inverse(self._lower).diagonal().sum())
+
+    def rescaled(self, factor: float, noise: Float64[Tensor, " n"]) -> Prepared:
+        return LowRank(self._factor * (math.sqrt(factor) * self._std), noise)
 
     def solve(self, right: Float64[Tensor, "n k"]) -> Float64[Tensor, "n k"]:
         scaled = right / self._std
