@@ -49,6 +49,7 @@ from jacana.posteriors import TangentGP as TangentGP
 from jacana.posteriors import WeightSpace as WeightSpace
 from jacana.prediction import Prediction as Prediction
 from jacana.solvers import CG as CG
+from jacana.solvers import SDD as SDD
 from jacana.solvers import Cholesky as Cholesky
 from jacana.solvers import Solution as Solution
 from jacana.solvers import preconditioners as preconditioners
@@ -56,6 +57,7 @@ from jacana.solvers import preconditioners as preconditioners
 __all__ = [
     "CG",
     "NTK",
+    "SDD",
     "Bernoulli",
     "Categorical",
     "Cholesky",

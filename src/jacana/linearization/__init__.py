@@ -1,5 +1,6 @@
 """Linearization: exact products with the Jacobian at θ0, and the kernel that is made of it."""
 
+from jacana.linearization.batch import Batch as Batch
 from jacana.linearization.explain import Explanation as Explanation
 from jacana.linearization.explain import explain as explain
 from jacana.linearization.gram import gram as gram

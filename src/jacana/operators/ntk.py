@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import final
 
 import torch
@@ -9,6 +10,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 from jacana.linearization import (
+    Batch,
     Linearization,
     Prior,
     PriorStd,
@@ -121,6 +123,17 @@ class NTK(Operator):
         return torch.cat(parts)[:, place * c + index % c]
 
     @property
+    def n_weights(self) -> int:
+        """P, the columns of the root."""
+        return self._lin.n_parameters
+
+    def roots(self) -> Iterator[tuple[slice, Operator]]:
+        """Which rows of K a mini-batch has, and its R = J S^½ as an operator (rows, p): K = R Rᵀ where symmetric."""
+        c, std = self._left.c, self._prior.vector(self.device).unsqueeze(1)
+        for start, batch in self._left.batches():
+            yield slice(c * start, c * (start + len(batch))), _Root(batch, std, self.dtype)
+
+    @property
     def T(self) -> Operator:
         return self if self._symmetric else super().T
 
@@ -138,3 +151,30 @@ class NTK(Operator):
 
     def _scaled(self, matrix: Float[Tensor, "p k"]) -> Float[Tensor, "p k"]:
         return (self._prior.vector(self.device).square().unsqueeze(1) * matrix).to(self.dtype)
+
+
+@final
+class _Root(Operator):
+    """J S^½ of one mini-batch."""
+
+    def __init__(self, batch: Batch, std: Float64[Tensor, "p 1"], dtype: torch.dtype) -> None:
+        self._batch, self._std, self._dtype = batch, std, dtype
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((len(self._batch) * self._batch.n_outputs, len(self._std)))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._std.device
+
+    def times(self, matrix: Float[Tensor, "p k"]) -> Float[Tensor, "nc k"]:
+        return self._batch.jvp((self._std * matrix).to(self._dtype)).flatten(0, 1)
+
+    def transposed_times(self, matrix: Float[Tensor, "nc k"]) -> Float[Tensor, "p k"]:
+        pulled = self._batch.vjp(matrix.view(len(self._batch), self._batch.n_outputs, -1))
+        return (self._std * pulled).to(self._dtype)

@@ -11,5 +11,6 @@ from jacana.solvers.goal import SmallSampleError as SmallSampleError
 from jacana.solvers.goal import SmallVarianceError as SmallVarianceError
 from jacana.solvers.log_determinant import LogDeterminant as LogDeterminant
 from jacana.solvers.log_determinant import log_determinant as log_determinant
+from jacana.solvers.sdd import SDD as SDD
 from jacana.solvers.solution import Solution as Solution
 from jacana.solvers.solver import Iterative as Iterative

@@ -89,6 +89,9 @@ class CG(Iterative):
                 "jacana.preconditioners.Nystrom(rank=500), or None."
             )
 
+    def prepare(self, covariance: Covariance, *, progress: bool = False) -> Prepared | None:
+        return None if self.preconditioner is None else self.preconditioner.prepare(covariance, progress=progress)
+
     def solve(
         self,
         covariance: Covariance,

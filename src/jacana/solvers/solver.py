@@ -9,7 +9,7 @@ from torch import Tensor
 
 from jacana.operators import Covariance
 from jacana.solvers.goal import Goal
-from jacana.solvers.preconditioners import Preconditioner, Prepared
+from jacana.solvers.preconditioners import Prepared
 from jacana.solvers.solution import Solution
 
 __all__ = ["Iterative"]
@@ -19,11 +19,10 @@ class Iterative(ABC):
     """A solver that stops at a tolerance, says what it reached, and warns where it missed it."""
 
     rtol: float | int
-    preconditioner: Preconditioner | None
 
-    def prepare(self, covariance: Covariance, *, progress: bool = False) -> Prepared | None:
-        """The preconditioner for one covariance, to be used for many right-hand sides."""
-        return None if self.preconditioner is None else self.preconditioner.prepare(covariance, progress=progress)
+    def prepare(self, covariance: Covariance, *, progress: bool = False) -> Prepared | None:  # noqa: ARG002 - most have none
+        """What is used for all right-hand sides of one covariance: a preconditioner, if the solver has one."""
+        return None
 
     @abstractmethod
     def solve(
