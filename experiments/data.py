@@ -16,6 +16,14 @@ ORIGINS = {
         "parasite rate (CC BY), as arrays Pf_Parasite_Rate_<BFA|CMR>_{mean,years,lon,lat} with mean[year, lat, lon], "
         "NaN outside the country"
     ),
+    "cifar10_png.zip": (
+        "CIFAR-10, https://www.cs.toronto.edu/~kriz/cifar.html, as <train|test>/<class>/*.png, entries shuffled"
+    ),
+    "tinyimagenet9_jpeg.zip": (
+        "Tiny-ImageNet, http://cs231n.stanford.edu/tiny-imagenet-200.zip, as <train|val>/<class>/<wnid>/*.JPEG"
+    ),
+    "resnet20-12fca82f.th": "https://github.com/akamaster/pytorch_resnet_cifar10 (BSD-2), folder pretrained_models",
+    "resnet56-4bfd9763.th": "https://github.com/akamaster/pytorch_resnet_cifar10 (BSD-2), folder pretrained_models",
     "mnist.npz": "MNIST, https://yann.lecun.org/exdb/mnist (CC BY-SA 3.0), as arrays x_train, y_train, x_test, y_test",
 }
 """Where the public original of each file is found."""
