@@ -50,6 +50,7 @@ from jacana.posteriors import WeightSpace as WeightSpace
 from jacana.prediction import Prediction as Prediction
 from jacana.solvers import CG as CG
 from jacana.solvers import Cholesky as Cholesky
+from jacana.solvers import Eigh as Eigh
 from jacana.solvers import Solution as Solution
 from jacana.solvers import preconditioners as preconditioners
 
@@ -60,6 +61,7 @@ __all__ = [
     "Categorical",
     "Cholesky",
     "Eigenpairs",
+    "Eigh",
     "EmpiricalFisher",
     "Estimate",
     "Fisher",
