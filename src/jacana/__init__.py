@@ -42,6 +42,7 @@ from jacana.operators import estimate_log_determinant as estimate_log_determinan
 from jacana.operators import estimate_trace as estimate_trace
 from jacana.operators import top_eigenpairs as top_eigenpairs
 from jacana.posteriors import FunctionSpace as FunctionSpace
+from jacana.posteriors import LastLayer as LastLayer
 from jacana.posteriors import LeaveOneOut as LeaveOneOut
 from jacana.posteriors import Pathwise as Pathwise
 from jacana.posteriors import Posterior as Posterior
@@ -69,6 +70,7 @@ __all__ = [
     "Gaussian",
     "HeteroscedasticGaussian",
     "Jacobian",
+    "LastLayer",
     "LeaveOneOut",
     "Likelihood",
     "Linearization",

@@ -1,6 +1,7 @@
 """Posteriors: a network's tangent process, before and after data; one file a method."""
 
 from jacana.posteriors.function_space import FunctionSpace as FunctionSpace
+from jacana.posteriors.last_layer import LastLayer as LastLayer
 from jacana.posteriors.leave_one_out import LeaveOneOut as LeaveOneOut
 from jacana.posteriors.method import Method as Method
 from jacana.posteriors.observations import Model as Model
