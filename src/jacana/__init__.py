@@ -44,6 +44,7 @@ from jacana.operators import top_eigenpairs as top_eigenpairs
 from jacana.posteriors import FunctionSpace as FunctionSpace
 from jacana.posteriors import LastLayer as LastLayer
 from jacana.posteriors import LeaveOneOut as LeaveOneOut
+from jacana.posteriors import NystromFeatures as NystromFeatures
 from jacana.posteriors import Pathwise as Pathwise
 from jacana.posteriors import Posterior as Posterior
 from jacana.posteriors import TangentGP as TangentGP
@@ -75,6 +76,7 @@ __all__ = [
     "Likelihood",
     "Linearization",
     "NTKRegressor",
+    "NystromFeatures",
     "Pathwise",
     "Poisson",
     "Posterior",

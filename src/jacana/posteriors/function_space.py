@@ -21,7 +21,7 @@ from jacana.posteriors.method import Method, State
 from jacana.posteriors.observations import Observations
 from jacana.solvers import Cholesky, Direct, Factor, Iterative
 
-__all__ = ["FunctionSpace"]
+__all__ = ["FunctionSpace", "FunctionSpaceState"]
 
 
 @final
@@ -81,7 +81,7 @@ class FunctionSpace(Method):
                 "use WeightSpace(), fewer examples, or fewer outputs (output=).")  # fmt: skip
         kernel = dense_kernel(model.lin, observations.examples, None, model.prior, progress=progress)
         kernel.diagonal().add_(observations.noise.flatten())
-        return _FunctionSpaceState(observations, self.solver, _factor(self.solver, kernel))
+        return FunctionSpaceState(observations, self.solver, _factor(self.solver, kernel))
 
 
 def _factor(solver: Direct, covariance: Float64[Tensor, "nc nc"]) -> Factor:
@@ -100,7 +100,8 @@ def _too_little_noise(error: NotPositiveDefinite, covariance: Tensor) -> NotPosi
     )
 
 
-class _FunctionSpaceState(State):
+@final
+class FunctionSpaceState(State):
     """A factor of K + Σ and α = (K + Σ)⁻¹ (y − m)."""
 
     def __init__(self, observations: Observations, solver: Direct, factor: Factor) -> None:
@@ -177,7 +178,7 @@ class _FunctionSpaceState(State):
             factor = self._solver.extend(self._factor, cross, corner)
         except NotPositiveDefinite as error:
             raise _too_little_noise(error, corner) from error
-        return _FunctionSpaceState(self.observations.followed_by(more), self._solver, factor)
+        return FunctionSpaceState(self.observations.followed_by(more), self._solver, factor)
 
     def _weights_for(self, alpha: Float64[Tensor, "nc k"]) -> Float64[Tensor, "p k"]:
         """S Jᵀ α."""
