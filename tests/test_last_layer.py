@@ -171,3 +171,24 @@ def test_an_unknown_layer_is_refused():
 def test_options_are_checked(words, name, as_users_run_it):
     with pytest.raises(jacana.errors.InvalidOption, match=name):
         LastLayer(**words)
+
+
+class Keeps(nn.Module):
+    """Leaves on itself what a pass computed from the weights; uses what an earlier one left, or computes it anew."""
+
+    def __init__(self, anew):
+        super().__init__()
+        self.body, self.head, self.kept, self.anew = nn.Linear(2, 3), nn.Linear(3, 1), None, anew
+
+    def forward(self, x):
+        if self.kept is None or self.anew:
+            self.kept = 2.0 * self.head.weight
+        return nn.functional.linear(self.body(x), self.kept, self.head.bias)
+
+
+def test_only_what_an_earlier_pass_kept_is_refused_in_a_part_too():
+    stale, anew, x = Keeps(False).double(), Keeps(True).double(), torch.ones(3, 2, dtype=DOUBLE)
+    stale(x), anew(x)
+    with pytest.raises(jacana.errors.UnsupportedNetwork, match="kept"):
+        jacana.linearize(stale).restricted(["head.weight"])(x)
+    torch.testing.assert_close(jacana.linearize(anew).restricted(["head.weight"])(x), anew(x))
