@@ -42,7 +42,9 @@ from jacana.operators import estimate_log_determinant as estimate_log_determinan
 from jacana.operators import estimate_trace as estimate_trace
 from jacana.operators import top_eigenpairs as top_eigenpairs
 from jacana.posteriors import FunctionSpace as FunctionSpace
+from jacana.posteriors import LastLayer as LastLayer
 from jacana.posteriors import LeaveOneOut as LeaveOneOut
+from jacana.posteriors import NystromFeatures as NystromFeatures
 from jacana.posteriors import Pathwise as Pathwise
 from jacana.posteriors import Posterior as Posterior
 from jacana.posteriors import TangentGP as TangentGP
@@ -51,6 +53,7 @@ from jacana.prediction import Prediction as Prediction
 from jacana.solvers import CG as CG
 from jacana.solvers import SDD as SDD
 from jacana.solvers import Cholesky as Cholesky
+from jacana.solvers import Eigh as Eigh
 from jacana.solvers import Solution as Solution
 from jacana.solvers import preconditioners as preconditioners
 
@@ -62,6 +65,7 @@ __all__ = [
     "Categorical",
     "Cholesky",
     "Eigenpairs",
+    "Eigh",
     "EmpiricalFisher",
     "Estimate",
     "Fisher",
@@ -69,10 +73,12 @@ __all__ = [
     "Gaussian",
     "HeteroscedasticGaussian",
     "Jacobian",
+    "LastLayer",
     "LeaveOneOut",
     "Likelihood",
     "Linearization",
     "NTKRegressor",
+    "NystromFeatures",
     "Pathwise",
     "Poisson",
     "Posterior",

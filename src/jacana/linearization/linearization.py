@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
 from typing import Any, final
 
@@ -230,6 +230,10 @@ class Linearization:
         with torch.inference_mode(False):
             examples, targets = as_pairs(x, y, self.network.input_dtype, self.device, name)
             return examples, targets.to(self.device)
+
+    def restricted(self, names: Sequence[str]) -> Linearization:
+        """The same snapshot, called in the same way, in some of its selected parameters alone."""
+        return Linearization(self.network.restricted(names), self._batch_size)
 
     def findings(self, examples: Examples) -> Findings:
         """What the probe found for inputs like these."""

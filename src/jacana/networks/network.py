@@ -59,9 +59,15 @@ class Network:
             raise InvalidOption(
                 f"autocast: got {autocast!r}; expected torch.bfloat16 or None. In float16 gradients below 6e-8 vanish."
             )
-        self.names = select(net, parameters)
+        names = select(net, parameters)
         private, self._computed = _private_copy(net)
         self._caller = _Caller(private, output, forward)
+        self.autocast = autocast
+        self._choose(names)
+
+    def _choose(self, names: tuple[str, ...]) -> None:
+        """Make θ of these parameters of the private copy."""
+        self.names = names
         snapshot = dict(self._caller.net.named_parameters())
         self.leaves: tuple[Tensor, ...] = tuple(snapshot[name].requires_grad_() for name in self.names)
         self.values: tuple[Tensor, ...] = tuple(leaf.detach() for leaf in self.leaves)
@@ -75,8 +81,7 @@ class Network:
         self.device: torch.device = self.values[0].device
         floating = [p.dtype for p in self.module.parameters() if p.is_floating_point()]
         self.input_dtype: torch.dtype = floating[0]
-        self.autocast = autocast
-        rounded = [*floating, *([] if autocast is None else [autocast])]
+        rounded = [*floating, *([] if self.autocast is None else [self.autocast])]
         self.eps: float = max(torch.finfo(dtype).eps for dtype in rounded)  # what the network itself rounds to
 
     @property
@@ -124,6 +129,18 @@ class Network:
         other = copy.copy(self)
         caller = _Caller(self._caller.net, _composed(self._caller.output, output), self._caller.call)
         vars(other)["_caller"] = caller
+        return other
+
+    def restricted(self, names: Sequence[str]) -> Network:
+        """The same snapshot, its weights shared, with fewer parameters selected; the others are constants there."""
+        memo: dict[int, Any] = {
+            id(parameter): nn.Parameter(parameter.detach(), requires_grad=False)
+            for parameter in self._caller.parameters()
+        }
+        other = copy.copy(self)
+        caller, computed = copy.deepcopy((self._caller, self._computed), memo)
+        vars(other).update(_caller=caller, _computed=computed)
+        other._choose(tuple(name for name in self.names if name in set(names)))  # noqa: SLF001 - another of this class
         return other
 
     def raw_output(self, examples: Examples) -> Any:

@@ -7,6 +7,7 @@ from jacana.operators.estimates import estimate_trace as estimate_trace
 from jacana.operators.fisher import EmpiricalFisher as EmpiricalFisher
 from jacana.operators.fisher import Fisher as Fisher
 from jacana.operators.jacobian import Jacobian as Jacobian
+from jacana.operators.norm_bound import norm_bound as norm_bound
 from jacana.operators.normal import standard_normal as standard_normal
 from jacana.operators.ntk import NTK as NTK
 from jacana.operators.operator import Operator as Operator

@@ -19,9 +19,9 @@ from jacana.posteriors.iterated import IteratedState, System
 from jacana.posteriors.joseph import EPS, TRUSTED, joseph_root, joseph_variance
 from jacana.posteriors.method import Method, State
 from jacana.posteriors.observations import Observations
-from jacana.solvers import Cholesky, Factor, Iterative
+from jacana.solvers import Cholesky, Direct, Factor, Iterative
 
-__all__ = ["FunctionSpace"]
+__all__ = ["FunctionSpace", "FunctionSpaceState"]
 
 
 @final
@@ -39,8 +39,9 @@ class FunctionSpace(Method):
     ‖S^½(J*ᵀ − JᵀC)‖² + ‖Σ^½ C‖², C = (K + Σ)⁻¹ K*, which cannot be negative (the Joseph form).
 
     Args:
-        solver: the factorisation, :class:`Cholesky`; or :class:`CG`, which needs products alone: no kernel is formed,
-            the data may be a DataLoader that does not fit in memory, and variances are never below the exact ones.
+        solver: the factorisation, :class:`Cholesky`, or :class:`Eigh` where the covariance may be singular; or
+            :class:`CG`, which needs products alone: no kernel is formed, the data may be a DataLoader that does not fit
+            in memory, and variances are never below the exact ones.
 
     Raises:
         NotPositiveDefinite: at conditioning, where the noise is too small to tell repeated examples apart.
@@ -59,12 +60,13 @@ class FunctionSpace(Method):
         True
     """
 
-    solver: Cholesky | Iterative = field(default_factory=Cholesky)
+    solver: Direct | Iterative = field(default_factory=Cholesky)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.solver, Cholesky | Iterative):
+        if not isinstance(self.solver, Direct | Iterative):
             raise InvalidOption(
-                f"solver: got {self.solver!r}; expected an object with its options, jacana.Cholesky() or jacana.CG()."
+                f"solver: got {self.solver!r}; expected an object with its options, jacana.Cholesky(), jacana.Eigh() "
+                "or jacana.CG()."
             )
 
     @property
@@ -75,14 +77,14 @@ class FunctionSpace(Method):
         if isinstance(self.solver, Iterative):
             return IteratedState(System(observations, self.solver, progress=progress))
         model, n = observations.model, observations.residual.numel()
-        require(2 * 8 * n * n, model.lin.device, f"factorising the covariance of {n:,} observations",
+        require(self.solver.squares * 8 * n * n, model.lin.device, f"factorising the covariance of {n:,} observations",
                 "use WeightSpace(), fewer examples, or fewer outputs (output=).")  # fmt: skip
         kernel = dense_kernel(model.lin, observations.examples, None, model.prior, progress=progress)
         kernel.diagonal().add_(observations.noise.flatten())
-        return _FunctionSpaceState(observations, self.solver, _factor(self.solver, kernel))
+        return FunctionSpaceState(observations, self.solver, _factor(self.solver, kernel))
 
 
-def _factor(solver: Cholesky, covariance: Float64[Tensor, "nc nc"]) -> Factor:
+def _factor(solver: Direct, covariance: Float64[Tensor, "nc nc"]) -> Factor:
     try:
         return solver.factor(covariance)
     except NotPositiveDefinite as error:
@@ -93,15 +95,16 @@ def _too_little_noise(error: NotPositiveDefinite, covariance: Tensor) -> NotPosi
     least = math.sqrt(EPS * len(covariance) * float(covariance.diagonal().max()) * len(covariance))
     return NotPositiveDefinite(
         f"noise_std: {error} Examples are repeated or outnumber the parameters, and the noise is too small to tell "
-        f"them apart (beyond {least:.1e} it is enough). Give a larger noise_std, use WeightSpace(), or ask for a "
-        "jitter: FunctionSpace(Cholesky(jitter=1e-12))."
+        f"them apart (beyond {least:.1e} it is enough). Give a larger noise_std, use WeightSpace(), leave out what "
+        "cannot be told apart: FunctionSpace(Eigh()), or ask for a jitter: FunctionSpace(Cholesky(jitter=1e-12))."
     )
 
 
-class _FunctionSpaceState(State):
-    """L Lᵀ = K + Σ and α = (K + Σ)⁻¹ (y − m)."""
+@final
+class FunctionSpaceState(State):
+    """A factor of K + Σ and α = (K + Σ)⁻¹ (y − m)."""
 
-    def __init__(self, observations: Observations, solver: Cholesky, factor: Factor) -> None:
+    def __init__(self, observations: Observations, solver: Direct, factor: Factor) -> None:
         super().__init__(observations)
         self._solver, self._factor = solver, factor
         self._residual = observations.residual.reshape(-1, 1)
@@ -114,7 +117,7 @@ class _FunctionSpaceState(State):
     @property
     def log_evidence(self) -> float:
         fit = float(self._residual.T @ self._alpha)
-        return -0.5 * (fit + self._factor.log_determinant + len(self._residual) * math.log(2.0 * math.pi))
+        return -0.5 * (fit + self._factor.log_determinant + self._factor.rank * math.log(2.0 * math.pi))
 
     def variance(self, x: Examples) -> Float64[Tensor, "m c"]:
         model = self.observations.model
@@ -136,7 +139,7 @@ class _FunctionSpaceState(State):
         cross = dense_kernel(model.lin, self.observations.examples, x, model.prior)
         half = self._factor.half_solve(cross)
         covariance = prior - half.T @ half
-        weights = self._factor.solve(cross)
+        weights = self._factor.complete(half)
         doubt = self._doubt(prior.diagonal(), weights)
         if bool((covariance.diagonal() < TRUSTED * doubt).any()):
             root = joseph_root(self.observations, x, weights, self._pulled)
@@ -157,6 +160,11 @@ class _FunctionSpaceState(State):
     @cached_property
     def precision(self) -> tuple[Float64[Tensor, "n c c"], Float64[Tensor, "n c"]]:
         n, c = self.observations.n, self.observations.c
+        if self._factor.rank < n * c:
+            raise InvalidOption(
+                f"leave_one_out: the covariance has rank {self._factor.rank} of {n * c}: without noise, some of the "
+                "observations follow from others, and none has a closed form. Give a noise_std above zero."
+            )
         inverse = self._factor.inverse().view(n, c, n, c)
         which = torch.arange(n, device=inverse.device)
         return inverse[which, :, which, :].contiguous(), self._alpha.view(n, c)
@@ -170,7 +178,7 @@ class _FunctionSpaceState(State):
             factor = self._solver.extend(self._factor, cross, corner)
         except NotPositiveDefinite as error:
             raise _too_little_noise(error, corner) from error
-        return _FunctionSpaceState(self.observations.followed_by(more), self._solver, factor)
+        return FunctionSpaceState(self.observations.followed_by(more), self._solver, factor)
 
     def _weights_for(self, alpha: Float64[Tensor, "nc k"]) -> Float64[Tensor, "p k"]:
         """S Jᵀ α."""
@@ -185,7 +193,7 @@ class _FunctionSpaceState(State):
         """C = (K + Σ)⁻¹ K*, the variance that the data explain, and its rounding error."""
         model = self.observations.model
         half = self._factor.half_solve(dense_kernel(model.lin, self.observations.examples, x, model.prior))
-        weights = torch.linalg.solve_triangular(self._factor.lower.T, half, upper=True)
+        weights = self._factor.complete(half)
         return weights, half.square().sum(0), self._doubt(prior, weights)
 
     def _doubt(self, prior: Float64[Tensor, " mc"], weights: Float64[Tensor, "nc mc"]) -> Float64[Tensor, " mc"]:

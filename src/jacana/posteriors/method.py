@@ -64,8 +64,8 @@ class State(ABC):
             InvalidOption: a method that does not factorise.
         """
         raise InvalidOption(
-            "leave_one_out: needs the inverse of the covariance, which is not formed by an iterative solver; use "
-            "FunctionSpace() or WeightSpace() on fewer examples."
+            "leave_one_out: needs the inverse of the covariance, which is not formed by iterative solvers, samples or "
+            "landmarks; use FunctionSpace() or WeightSpace() on fewer examples."
         )
 
     @abstractmethod

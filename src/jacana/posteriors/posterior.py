@@ -73,7 +73,8 @@ class Posterior:
     def log_evidence(self) -> float:
         """Log p(y) = log N(y; m, K + Σ), the logarithm of the marginal likelihood.
 
-        By an iterative solver its determinant is an estimate, see :attr:`evidence`.
+        By an iterative solver its determinant is an estimate, see :attr:`evidence`; by :class:`NystromFeatures` it is a
+        lower bound.
         """
         return self._state.log_evidence
 
@@ -111,7 +112,7 @@ class Posterior:
         """The posterior given more data too; the same as conditioning on all at once, by the same method.
 
         Function space extends its factorisation (n² m + m³/3 operations for m new observations), weight space adds to
-        its Fisher matrix.
+        its Fisher matrix; Nyström features keep their landmarks.
 
         Args:
             x: m more examples, or a DataLoader of (input, target).

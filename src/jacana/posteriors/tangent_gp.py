@@ -116,10 +116,10 @@ class TangentGP:
             y: targets, (n, c) or (n,).
             noise_std: σ of ε: a number, (c,) or (n, c); short for ``likelihood=Gaussian(noise_std)``.
             likelihood: the long form.
-            method: :class:`FunctionSpace`, :class:`WeightSpace` or :class:`Pathwise`. By default the smaller side is
-                factorised: function space where the observations n·c are no more than the parameters p, else weight
-                space; where neither fits in memory, function space by conjugate gradients, ``FunctionSpace(CG())``.
-                What was taken is the posterior's ``method``.
+            method: :class:`FunctionSpace`, :class:`WeightSpace`, :class:`Pathwise`, :class:`NystromFeatures` or
+                :class:`LastLayer`. By default the smaller side is factorised: function space where the observations
+                n·c are no more than the parameters p, else weight space; where neither fits in memory, function space
+                by conjugate gradients, ``FunctionSpace(CG())``. What was taken is the posterior's ``method``.
 
         Raises:
             InvalidData: data that cannot be used, or of another shape than the network's outputs.

@@ -20,6 +20,7 @@ from jacana.operators import standard_normal
 from jacana.posteriors.iterated_weights import IteratedWeightsState
 from jacana.posteriors.method import Method, State
 from jacana.posteriors.observations import Observations
+from jacana.posteriors.triangle import Triangle
 from jacana.solvers import Iterative
 
 __all__ = ["WeightSpace"]
@@ -79,44 +80,33 @@ class WeightSpace(Method):
         p = lin.n_parameters
         require(6 * 8 * p * p, lin.device, f"factorising the precision of {p:,} parameters",
                 "use FunctionSpace(), or linearize in fewer parameters (parameters=).")  # fmt: skip
-        prior = torch.eye(p, p + 1, dtype=torch.float64, device=lin.device)
-        return _WeightSpaceState(observations, *_triangle(prior, 0.0, observations, progress))
+        return _WeightSpaceState(observations, Triangle.prior(p, lin.device).after(_rows(observations, progress)))
 
 
-def _triangle(triangle: Tensor, misfit: float, observations: Observations, progress: bool) -> tuple[Tensor, float]:
-    """[R z] and ‖Σ^-½(y − m − J δ̂)‖² + ‖w‖² after the rows Σ^-½ [J S^½, y − m] of ``observations``."""
+def _rows(observations: Observations, progress: bool) -> Iterator[Float64[Tensor, "k q"]]:
+    """Σ^-½ [J S^½, y − m], block by block."""
     if bool((observations.noise == 0).any()):
         raise InvalidOption("noise_std: got zero, and weight space divides by it; use FunctionSpace() to interpolate.")
-    lin, p = observations.model.lin, len(triangle)
-    std = observations.model.prior.vector(triangle.device)
+    lin, x = observations.model.lin, observations.examples
+    std = observations.model.prior.vector(lin.device)
     sigma = observations.noise.sqrt().reshape(-1, 1)
     residual = observations.residual.reshape(-1, 1)
-    waiting, start = [triangle], 0
-    x = observations.examples
-    bounds = lin.bounds(x)
-    for low, high in tqdm(bounds, desc="weights", unit="block", delay=1.0, leave=False, disable=not progress):
+    start = 0
+    for low, high in tqdm(lin.bounds(x), desc="weights", unit="block", delay=1.0, leave=False, disable=not progress):
         rows = lin.features(x[low:high]).dense().mul_(std)
         stop = start + len(rows)
-        waiting.append(torch.cat([rows, residual[start:stop]], dim=1) / sigma[start:stop])
+        yield torch.cat([rows, residual[start:stop]], dim=1) / sigma[start:stop]
         start = stop
-        if sum(map(len, waiting)) > 3 * p or high == len(
-            observations.examples
-        ):  # each step costs p³ and more by itself
-            reduced = torch.linalg.qr(torch.cat(waiting), mode="r").R
-            misfit += float(reduced[p:, p].square().sum())
-            waiting = [reduced[:p]]
-    return waiting[0], misfit
 
 
 class _WeightSpaceState(State):
     """Rᵀ R = I + S^½ F S^½ and R w = z, so that δ̂ = S^½ w."""
 
-    def __init__(self, observations: Observations, triangle: Tensor, misfit: float) -> None:
+    def __init__(self, observations: Observations, triangle: Triangle) -> None:
         super().__init__(observations)
-        self._triangle, self._misfit = triangle, misfit
-        self._root = triangle[:, :-1]
-        self._std = observations.model.prior.vector(triangle.device)
-        self._w = torch.linalg.solve_triangular(self._root, triangle[:, -1:], upper=True)
+        self._triangle = triangle
+        self._std = observations.model.prior.vector(triangle.matrix.device)
+        self._w = triangle.mean
 
     @property
     def weights(self) -> Float64[Tensor, " p"]:
@@ -125,8 +115,8 @@ class _WeightSpaceState(State):
     @property
     def log_evidence(self) -> float:
         noise = self.observations.noise
-        log_determinant = 2.0 * float(self._root.diagonal().abs().log().sum()) + float(noise.log().sum())
-        return -0.5 * (self._misfit + log_determinant + noise.numel() * math.log(2.0 * math.pi))
+        log_determinant = self._triangle.log_determinant + float(noise.log().sum())
+        return -0.5 * (self._triangle.misfit + log_determinant + noise.numel() * math.log(2.0 * math.pi))
 
     def variance(self, x: Examples) -> Float64[Tensor, "m c"]:
         roots = [root.square().sum(0) for root in self._roots(x)]
@@ -138,8 +128,7 @@ class _WeightSpaceState(State):
 
     def sample_weights(self, n: int, generator: torch.Generator | None) -> Float64[Tensor, "p n"]:
         noise = standard_normal(len(self._w), n, generator=generator, device=self._w.device)
-        spread = torch.linalg.solve_triangular(self._root, noise, upper=True)
-        return self._std.unsqueeze(1) * (self._w + spread)
+        return self._std.unsqueeze(1) * (self._w + self._triangle.spread(noise))
 
     @cached_property
     def precision(self) -> tuple[Float64[Tensor, "n c c"], Float64[Tensor, "n c"]]:
@@ -159,10 +148,10 @@ class _WeightSpaceState(State):
         return torch.cat(blocks), unexplained / observations.noise
 
     def extended(self, more: Observations) -> State:
-        found = _triangle(self._triangle, self._misfit, more, progress=False)
-        return _WeightSpaceState(self.observations.followed_by(more), *found)
+        triangle = self._triangle.after(_rows(more, progress=False))
+        return _WeightSpaceState(self.observations.followed_by(more), triangle)
 
     def _roots(self, x: Examples) -> Iterator[Float64[Tensor, "p k"]]:
         """R⁻ᵀ S^½ J*ᵀ, block by block; its Gram is the posterior covariance."""
         for block in self.observations.model.lin.blocks(x):
-            yield torch.linalg.solve_triangular(self._root.T, (block.dense() * self._std).T, upper=False)
+            yield self._triangle.half_solve((block.dense() * self._std).T)

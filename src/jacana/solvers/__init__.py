@@ -3,7 +3,9 @@
 from jacana.solvers import preconditioners as preconditioners
 from jacana.solvers.cg import CG as CG
 from jacana.solvers.cholesky import Cholesky as Cholesky
-from jacana.solvers.cholesky import Factor as Factor
+from jacana.solvers.direct import Direct as Direct
+from jacana.solvers.direct import Factor as Factor
+from jacana.solvers.eigh import Eigh as Eigh
 from jacana.solvers.goal import Goal as Goal
 from jacana.solvers.goal import SmallFormError as SmallFormError
 from jacana.solvers.goal import SmallResidual as SmallResidual
