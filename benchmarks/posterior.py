@@ -12,6 +12,7 @@ import argparse
 import itertools
 import json
 import math
+import os
 import resource
 import subprocess
 import sys
@@ -28,8 +29,9 @@ from tqdm import tqdm
 
 import jacana
 from benchmarks.networks import images, resnet
-from experiments import plots
+from experiments import pictures, plots
 from experiments.command import parse, record
+from experiments.resnet import trained
 
 __all__ = ["main"]
 
@@ -171,11 +173,69 @@ def defaults(n: int) -> dict[str, Any]:
     }
 
 
+WAYS: dict[str, Callable[[], Any]] = {
+    "FunctionSpace(CG())": lambda: jacana.FunctionSpace(jacana.CG()),
+    "WeightSpace(CG())": lambda: jacana.WeightSpace(jacana.CG()),
+    "Pathwise(64)": lambda: jacana.Pathwise(64),
+    "NystromFeatures()": jacana.NystromFeatures,
+    "FunctionSpace(SDD())": lambda: jacana.FunctionSpace(jacana.SDD(max_epochs=100)),
+    "LastLayer()": jacana.LastLayer,
+}
+
+
+def ways(n: int, way: str, ratio: float) -> dict[str, Any]:
+    """A method against the factorised posterior, at new points of the same kind and at points five times as far out."""
+    net, (x, y), (new, _) = perceptron(200, 2000, 200), data(n), data(NEW)
+    gp = jacana.TangentGP(net, progress=False)
+    std = noise(gp.linearization, x, ratio)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", jacana.errors.NotConverged)
+        start = time.perf_counter()
+        post = gp.condition(x, y, std, method=WAYS[way]())
+        near = post.predict(new)
+        _ = near.mean, near.variance
+        spent = time.perf_counter() - start
+        far = post.predict(5.0 * new).variance
+    exact = gp.condition(x, y, std, method=jacana.FunctionSpace())
+    at, there = exact.predict(new), exact.predict(5.0 * new)
+    return {
+        "n": n, "way": way, "ratio": ratio, "seconds": spent,
+        "converged": not any(issubclass(warning.category, jacana.errors.NotConverged) for warning in said),
+        "mean_error": float((near.mean - at.mean).norm() / at.mean.norm()),
+        "smallest_variance": float((near.variance / at.variance).min()),
+        "largest_variance": float((near.variance / at.variance).max()),
+        "smallest_far": float((far / there.variance).min()),
+        "largest_far": float((far / there.variance).max()),
+    }  # fmt: skip
+
+
+def evidence(n: int) -> dict[str, Any]:
+    """Prior scale and noise by the fixed point on all examples; up to FACTORISED beside the exact optimum."""
+    net, (x, y) = perceptron(200, 2000, 200), data(n)
+    gp = jacana.TangentGP(net, progress=False)
+    (found, likelihood), spent = seconds(lambda: jacana.maximize_evidence(gp, x, y, method=jacana.Pathwise(16)))
+    result: dict[str, Any] = {
+        "n": n, "seconds": spent, "prior_std": found.prior_std, "noise_std": float(likelihood.noise_std),
+    }  # fmt: skip
+    if n <= FACTORISED:
+        (best, exact), spent = seconds(lambda: jacana.maximize_evidence(gp, x, y))
+        value, most = (
+            one.condition(x, y, likelihood=other, method=jacana.FunctionSpace()).log_evidence
+            for one, other in ((found, likelihood), (best, exact))
+        )
+        result |= {
+            "seconds_exact": spent, "prior_std_exact": best.prior_std, "noise_std_exact": float(exact.noise_std),
+            "nats_below": most - value,
+        }  # fmt: skip
+    return result
+
+
 def classified(n: int) -> dict[str, Any]:
-    """Mean and four samples of ResNet-20 with ten outputs, images of noise, one-hot targets."""
-    net, x = resnet(), images(n)
-    y = torch.eye(10, dtype=torch.float64)[torch.randint(0, 10, (n,))]
-    gp = jacana.TangentGP(net, progress=True)
+    """Mean and four samples of the trained ResNet-20, CIFAR-10's images, ten outputs as one-hot targets."""
+    folder = Path(os.environ.get("JACANA_DATA", ROOT.parent / "shared" / "data"))
+    x, labels = pictures.cifar10(folder, "train", n)
+    y = torch.eye(10, dtype=torch.float64)[labels]
+    gp = jacana.TangentGP(trained(folder), progress=True)
     std = noise(gp.linearization, x, 1e-1)
     way = jacana.Pathwise(4, jacana.CG(rtol=1e-2))
     post, spent = seconds(lambda: gp.condition(x, y, std, method=way))
@@ -191,6 +251,8 @@ CASES: dict[str, Callable[..., dict[str, Any]]] = {
     "steps": steps,
     "defaults": defaults,
     "classified": classified,
+    "ways": ways,
+    "evidence": evidence,
 }
 
 
@@ -244,7 +306,7 @@ def main(argv: list[str] | None = None) -> None:
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--threads", type=int, default=1)
     own.add_argument("--case", nargs="+")
-    own.add_argument("--images", type=int, default=0, help="also ResNet-20 on so many images")
+    own.add_argument("--images", type=int, default=0, help="also ResNet-20 on so many images, from JACANA_DATA")
     options, rest = own.parse_known_args(argv)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -265,6 +327,8 @@ def main(argv: list[str] | None = None) -> None:
         ("size", (n, method)) for n in sizes for method in ("factorised", "products")
         if method == "products" or n <= FACTORISED
     ]  # fmt: skip
+    wanted += [("ways", (600 if asked.quick else 5_000, way, ratio)) for ratio in RATIOS[:2] for way in WAYS]
+    wanted += [("evidence", (n,)) for n in ((600,) if asked.quick else (5_000, 50_000))]
     wanted += [("classified", (options.images,))] if options.images else []
     settings = {"threads": options.threads, "rtol": RTOL, "new": NEW, "sizes": sizes, "widths": widths}
     results: dict[str, list[dict[str, Any]]] = {}
