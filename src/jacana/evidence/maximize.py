@@ -193,12 +193,11 @@ def _some(observations: Observations, seed: int) -> Observations:
     """As many of the examples, drawn at random, as are decomposed at once."""
     n = min(observations.n, max(1, _ROWS_TO_START // observations.c))
     index = torch.randperm(observations.n, generator=torch.Generator().manual_seed(seed))[:n].sort().values
-    noise = observations.likelihood
     return replace(
         observations,
         x=Products(observations.model.lin, observations.x).some(index),
         residual=observations.residual[index.to(observations.residual.device)],
-        likelihood=Gaussian(noise.noise_std[index]) if noise.noise_std.ndim == 2 else noise,
+        likelihood=observations.likelihood.at(index),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from jacana.errors import InvalidOption
@@ -80,6 +80,9 @@ class Gaussian(Likelihood):
 
     def part(self, start: int, stop: int) -> Gaussian:
         return Gaussian(self.noise_std[start:stop]) if self.noise_std.ndim == 2 else self
+
+    def at(self, index: Int64[Tensor, " m"]) -> Gaussian:
+        return Gaussian(self.noise_std[index.cpu()]) if self.noise_std.ndim == 2 else self
 
     def _precisions(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
         if bool((self.noise_std == 0.0).any()):

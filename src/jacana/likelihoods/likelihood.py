@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from jacana.errors import InvalidData, InvalidOption
@@ -84,6 +84,10 @@ class Likelihood(ABC):
 
     def part(self, start: int, stop: int) -> Likelihood:
         """The likelihood of the examples from ``start`` to ``stop``."""
+        return self
+
+    def at(self, index: Int64[Tensor, " m"]) -> Likelihood:
+        """The likelihood of the examples with these numbers."""
         return self
 
 

@@ -17,4 +17,5 @@ from jacana.operators.similarity import compare_tasks as compare_tasks
 from jacana.operators.spectrum import Eigenpairs as Eigenpairs
 from jacana.operators.spectrum import top_eigenpairs as top_eigenpairs
 from jacana.operators.spectrum import tridiagonal as tridiagonal
+from jacana.operators.whitened import FisherRoot as FisherRoot
 from jacana.operators.whitened import WhitenedFisher as WhitenedFisher

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import final
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from jacana.likelihoods import Likelihood
-from jacana.linearization import Prior, Products
+from jacana.linearization import Linearization, Prior, Products, dense_kernel, pull, push
+from jacana.networks import Examples
 from jacana.operators.operator import Operator
 
-__all__ = ["WhitenedFisher"]
+__all__ = ["FisherRoot", "WhitenedFisher"]
 
 
 @final
@@ -27,8 +28,18 @@ class WhitenedFisher(Operator):
     """
 
     def __init__(self, products: Products, prior: Prior, likelihood: Likelihood, at: Float64[Tensor, "n c"]) -> None:
-        self._products, self._likelihood, self._at = products, likelihood, at
+        self._products, self._likelihood, self._at, self._prior = products, likelihood, at, prior
         self._std = prior.vector(products.lin.device).unsqueeze(1)
+
+    @property
+    def n_examples(self) -> int:
+        """N."""
+        return self._at.shape[0]
+
+    @property
+    def n_outputs(self) -> int:
+        """C."""
+        return self._at.shape[1]
 
     @property
     def shape(self) -> torch.Size:
@@ -69,6 +80,58 @@ class WhitenedFisher(Operator):
             total += block.mixed(self._likelihood.part(start, stop).curvature_root(self._at[start:stop])).squares()
         return total * self._std.squeeze(1).square()
 
+    def root(self, index: Int64[Tensor, " m"]) -> FisherRoot:
+        """R with Rᵀ R = S^½ F_S S^½ of the examples with these numbers, which ascend."""
+        curvature = self._likelihood.at(index).curvature_root(self._at[index])
+        return FisherRoot(self._products.lin, self._products.some(index), self._prior, curvature)
+
     def _weighted(self, start: int, inner: Float[Tensor, "n c k"]) -> Float[Tensor, "n c k"]:
         stop = start + len(inner)
         return self._likelihood.part(start, stop).curvature_times(self._at[start:stop], inner)
+
+
+@final
+class FisherRoot(Operator):
+    """Cᵀ J S^½ of some examples with curvatures H = C Cᵀ, (m·r, p): products in float64.
+
+    Args:
+        lin: the linearization.
+        examples: m of them.
+        prior: S.
+        curvature: C of each.
+    """
+
+    def __init__(
+        self, lin: Linearization, examples: Examples, prior: Prior, curvature: Float64[Tensor, "m c r"]
+    ) -> None:
+        self._lin, self._examples, self._prior, self._curvature = lin, examples, prior, curvature
+        self._std = prior.vector(lin.device).unsqueeze(1)
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((len(self._curvature) * self._curvature.shape[2], len(self._std)))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float64
+
+    @property
+    def device(self) -> torch.device:
+        return self._lin.device
+
+    def times(self, matrix: Float64[Tensor, "p k"]) -> Float64[Tensor, "mr k"]:
+        m, c, _ = self._curvature.shape
+        values = push(self._lin, self._examples, self._std * matrix).view(m, c, -1)
+        return (self._curvature.mT @ values).flatten(0, 1)
+
+    def transposed_times(self, matrix: Float64[Tensor, "mr k"]) -> Float64[Tensor, "p k"]:
+        m, _, r = self._curvature.shape
+        values = (self._curvature @ matrix.view(m, r, -1)).flatten(0, 1)
+        return self._std * pull(self._lin, self._examples, values)
+
+    def gram(self) -> Float64[Tensor, "mr mr"]:
+        """R Rᵀ by the structured kernel."""
+        m, c, r = self._curvature.shape
+        kernel = dense_kernel(self._lin, self._examples, None, self._prior).view(m, c, m * c)
+        half = (self._curvature.mT @ kernel).view(m * r, m, c)
+        return torch.einsum("amc,mcr->amr", half, self._curvature).reshape(m * r, m * r)

@@ -18,7 +18,7 @@ from jacana.errors import InvalidOption, NotConverged
 from jacana.operators import Covariance
 from jacana.solvers.checkpoint import Checkpoint
 from jacana.solvers.goal import Goal, SmallResidual
-from jacana.solvers.preconditioners import PivotedCholesky, Preconditioner, Prepared
+from jacana.solvers.preconditioners import Auto, Preconditioner, Prepared
 from jacana.solvers.solution import Solution
 from jacana.solvers.solver import Iterative
 
@@ -45,8 +45,8 @@ class CG(Iterative):
     Args:
         rtol: tolerance of ‖B − A X‖ / ‖B‖.
         max_steps: of the iteration.
-        preconditioner: by default :class:`~jacana.preconditioners.PivotedCholesky`, whose rank follows the data; None
-            for none.
+        preconditioner: by default :class:`~jacana.preconditioners.PivotedCholesky`, whose rank follows the data, and
+            :class:`~jacana.preconditioners.Subset` in weight space; None for none.
         checkpoint: a folder for the state of long solutions: a process that was killed goes on from there when the
             same call is made again. What is in it is checked against the system before it is used, and stays.
         every: seconds between two states; one more is written at Ctrl-C.
@@ -70,7 +70,7 @@ class CG(Iterative):
 
     rtol: float = 1e-4
     max_steps: int = 1000
-    preconditioner: Preconditioner | None = field(default_factory=PivotedCholesky)
+    preconditioner: Preconditioner | None = field(default_factory=Auto)
     checkpoint: str | Path | None = None
     every: float | int = 120.0
 
