@@ -112,7 +112,9 @@ class TangentGP:
         """The exact posterior given n observations y = f(x) + ε.
 
         Args:
-            x: n examples, or a DataLoader of (input, target).
+            x: n examples, or a DataLoader of (input, target). What is in a DataLoader or a memory map
+                (``numpy.load(..., mmap_mode="r")``) stays there with ``Pathwise()`` and ``FunctionSpace(CG())``, which
+                read it again at every pass.
             y: targets, (n, c) or (n,).
             noise_std: σ of ε: a number, (c,) or (n, c); short for ``likelihood=Gaussian(noise_std)``.
             likelihood: the long form.
