@@ -43,7 +43,7 @@ XNEW = np.random.default_rng(9).normal(size=(5, 3))
 # The same numbers ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [None, "function", "weight", FunctionSpace(), WeightSpace()], ids=str)
+@pytest.mark.parametrize("method", [None, "auto", "function", "weight", FunctionSpace(), WeightSpace()], ids=str)
 @pytest.mark.parametrize("c", [None, 2])
 def test_fixed_values_give_the_oracles_posterior(method, c):
     inputs, targets = data(c=c)
@@ -69,6 +69,35 @@ def test_fixed_values_give_the_oracles_posterior(method, c):
     assert reg.log_marginal_likelihood_value_ == pytest.approx(evidence, rel=1e-9)
     assert reg.noise_std_ == 0.2
     assert reg.prior_std_ == 0.7
+
+
+WORDS = {
+    "function": FunctionSpace(),
+    "weight": WeightSpace(),
+    "iterative": FunctionSpace(jacana.CG()),
+    "pathwise": jacana.Pathwise(),
+}
+
+
+@pytest.mark.parametrize(("word", "method"), WORDS.items(), ids=WORDS)
+def test_a_word_is_a_method(word, method):
+    by_word, by_object = (
+        NTKRegressor(network(), prior_std=0.7, noise_std=0.2, method=way).fit(X, y) for way in (word, method)
+    )
+    np.testing.assert_array_equal(by_word.predict(XNEW), by_object.predict(XNEW))
+    for got, want in zip(by_word.predict(XNEW, True), by_object.predict(XNEW, True), strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert by_word.method_ == by_object.method_ == method
+    assert by_word.method_reason_ == "as asked"
+
+
+@pytest.mark.parametrize("method", [None, "auto"])
+def test_the_method_that_was_taken_is_said_with_the_reason(method):
+    few, many = (NTKRegressor(network(), prior_std=0.7, noise_std=0.2, method=method).fit(*data(n=n)) for n in (9, 40))
+    assert few.method_ == few.posterior_.method == FunctionSpace()
+    assert few.method_reason_.startswith("function space, factorised, for 9 observations, takes")
+    assert many.method_ == WeightSpace()
+    assert many.method_reason_.startswith("weight space for 26 parameters, takes")
 
 
 @pytest.mark.parametrize("mean", ["network", "zero"])

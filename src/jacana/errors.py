@@ -5,6 +5,7 @@ __all__ = [
     "InvalidData",
     "InvalidOption",
     "JacanaError",
+    "LongWork",
     "NotConverged",
     "NotPositiveDefinite",
     "UnsupportedNetwork",
@@ -47,3 +48,7 @@ class InsufficientMemory(JacanaError, MemoryError):
 
 class NotConverged(UserWarning):
     """An iterative method stopped before it reached its tolerance; what it reached is said, and the cure."""
+
+
+class LongWork(UserWarning):
+    """What was asked for is estimated, by counted operations, to take more than an hour; the cure is said."""

@@ -17,12 +17,19 @@ from jacana.errors import InvalidData, InvalidOption
 from jacana.evidence import maximize_evidence
 from jacana.linearization import linearize
 from jacana.networks import Selection
-from jacana.posteriors import FunctionSpace, Method, TangentGP, WeightSpace
+from jacana.posteriors import FunctionSpace, Method, Pathwise, TangentGP, WeightSpace
+from jacana.solvers import CG
 
 __all__ = ["NTKRegressor"]
 
 Array = NDArray[np.float64]
-_METHODS: dict[str, Method] = {"function": FunctionSpace(), "weight": WeightSpace()}
+_METHODS: dict[str, Method | None] = {
+    "auto": None,
+    "function": FunctionSpace(),
+    "weight": WeightSpace(),
+    "iterative": FunctionSpace(CG()),
+    "pathwise": Pathwise(),
+}
 
 
 class NTKRegressor(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ignore[misc]
@@ -37,7 +44,9 @@ class NTKRegressor(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ig
             mapping from dotted name prefixes, is held fixed.
         noise_std: None learns one σ in the units of y, ``"outputs"`` one an output; a number or (c,) is held fixed.
         mean: ``"network"`` starts from what the network says, ``"zero"`` from nothing.
-        method: None takes the cheaper of ``"function"`` and ``"weight"`` space; also an object with options.
+        method: ``"auto"`` or None takes the cheapest by counted work and memory; ``"function"`` or ``"weight"`` space,
+            factorised; ``"iterative"``, function space by conjugate gradients; ``"pathwise"``, the same with samples;
+            or an object with options.
         parameters: what to linearize in, as for :func:`linearize`; by names where the estimator is cloned, as in
             cross-validation, because a clone has a network of its own.
         output: takes the tensor (n, c) from what the network returns.
@@ -47,6 +56,7 @@ class NTKRegressor(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ig
 
     Attributes:
         posterior_: the :class:`Posterior`.
+        method_, method_reason_: the method that was taken, an object with its options, and one sentence that says why.
         prior_std_, noise_std_: learned or given.
         log_marginal_likelihood_value_: log p(y) at these.
         n_outputs_: c.
@@ -62,6 +72,8 @@ class NTKRegressor(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ig
         >>> mean, std = reg.predict(X[40:], return_std=True)
         >>> mean.shape, std.shape, bool(reg.score(X[40:], y[40:]) > 0.9)
         ((20,), (20,), True)
+        >>> reg.method_, reg.method_reason_.split(",")[0]
+        (FunctionSpace(solver=Cholesky(jitter=0.0)), 'function space')
     """
 
     def __init__(
@@ -111,6 +123,7 @@ class NTKRegressor(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ig
         posterior = gp.condition(examples, targets, likelihood=likelihood, method=method)
         std = likelihood.noise_std.numpy()
         self.posterior_ = posterior
+        self.method_, self.method_reason_ = posterior.method, posterior.reason
         self.prior_std_ = gp.prior_std
         self.noise_std_: Any = float(std) if std.ndim == 0 else std.copy()
         self.log_marginal_likelihood_value_ = posterior.log_evidence
@@ -177,7 +190,8 @@ class NTKRegressor(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ig
             return self.method
         if not isinstance(self.method, str) or self.method not in _METHODS:
             raise InvalidOption(
-                f"method: got {self.method!r}; expected 'function', 'weight', an object like FunctionSpace(), or None."
+                f"method: got {self.method!r}; expected {', '.join(map(repr, _METHODS))}, or an object with its "
+                "options like jacana.FunctionSpace()."
             )
         return _METHODS[self.method]
 

@@ -14,9 +14,11 @@ from jacana.errors import InvalidData, InvalidOption
 from jacana.linearization.batch import Allowance, Batch, Trials
 from jacana.linearization.columns import Columns
 from jacana.linearization.features import Features
+from jacana.linearization.kernel import dense_kernel
 from jacana.linearization.linearization import Linearization, linearize, valid_batch_size
 from jacana.linearization.memory import budget
-from jacana.networks import Data, Examples, Stream, as_source, joined
+from jacana.linearization.prior import Prior
+from jacana.networks import Data, Examples, Source, as_source
 
 __all__ = ["Products", "valid_memory_budget"]
 
@@ -32,7 +34,7 @@ class Products:
 
     Args:
         lin: a linearization, or a network to linearize in all its trainable parameters.
-        x: n examples; a loader is read again at every pass, so that the data need not fit in memory.
+        x: n examples; a loader or a memory map is read again at every pass, so that the data need not fit in memory.
         memory_budget: bytes that may be kept from one product to the next; by default a quarter of what is free.
         batch_size: examples in one pass; by default that of the linearization, less where they take much memory.
         vectorize: whether several columns are multiplied at once; by default what was faster when it was timed.
@@ -42,7 +44,7 @@ class Products:
     def __init__(
         self,
         lin: Linearization | nn.Module,
-        x: Data | Stream,
+        x: Data | Source,
         *,
         memory_budget: int | float | None = None,
         batch_size: int | None = None,
@@ -82,11 +84,11 @@ class Products:
     @property
     def head(self) -> Examples:
         """Some of the examples."""
-        return self.source.head if isinstance(self.source, Stream) else self.source
+        return self.source.head
 
     def examples(self) -> Examples:
         """All of the examples in memory."""
-        return self.source.gathered() if isinstance(self.source, Stream) else self.source
+        return self.source.gathered()
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
         """Where each batch starts, and the batch; where all are kept, the data are not read again."""
@@ -130,19 +132,22 @@ class Products:
         return total
 
     def pieces(self) -> Iterator[Examples]:
-        """All of the examples, as they are in memory or as the loader gives them."""
-        yield from [self.source] if isinstance(self.source, Examples) else self.source.batches(self.n)
+        """All of the examples, at once where they are in memory, else piece by piece."""
+        return self.source.batches(self.n)
 
     def some(self, index: Int64[Tensor, " k"]) -> Examples:
         """The examples with these numbers, which ascend."""
-        found, start = [], 0
-        for piece in self.pieces():
-            stop = start + len(piece)
-            within = index[(index >= start) & (index < stop)]
-            if len(within):
-                found.append(piece[(within - start).to(piece.tensors[0].device)])
+        return self.source.some(index)
+
+    def kernel(self, others: Examples, prior: Prior) -> Float64[Tensor, "nc mc"]:
+        """J S J′ᵀ with m other examples, contracted in float64 from their features."""
+        kernel = torch.empty(self.n * self.c, len(others) * self.c, dtype=torch.float64, device=self.lin.device)
+        start = 0
+        for piece in self.pieces():  # each at once in its place: what is left among large blocks cuts memory to pieces
+            stop = start + len(piece) * self.c
+            kernel[start:stop] = dense_kernel(self.lin, piece, others, prior)
             start = stop
-        return joined(found)
+        return kernel
 
     def precise_times(self, matrix: Float64[Tensor, "p k"]) -> Float64[Tensor, "nc k"]:
         """J V contracted in float64."""

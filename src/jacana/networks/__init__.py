@@ -14,5 +14,5 @@ from jacana.networks.network import Network as Network
 from jacana.networks.network import refuse_infinite as refuse_infinite
 from jacana.networks.selection import Selection as Selection
 from jacana.networks.selection import layer_of as layer_of
-from jacana.networks.stream import Stream as Stream
+from jacana.networks.source import Source as Source
 from jacana.networks.stream import as_source as as_source

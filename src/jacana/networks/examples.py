@@ -8,13 +8,22 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from jacana.errors import InvalidData
+from jacana.networks.parts import cast, named_parts, refuse_misfits, refuse_not_finite, to_tensor
 
-__all__ = ["Data", "Examples", "as_examples", "as_pairs", "as_targets", "joined", "split_batch"]
+__all__ = [
+    "Data",
+    "Examples",
+    "as_examples",
+    "as_pairs",
+    "as_targets",
+    "joined",
+    "split_batch",
+]
 
 if TYPE_CHECKING:
     Data: TypeAlias = Tensor | np.ndarray | Mapping[str, Any] | tuple[Any, ...] | DataLoader[Any] | "Examples"
@@ -40,6 +49,19 @@ class Examples:
 
     def __getitem__(self, index: slice | Tensor | list[int]) -> Examples:
         return Examples(tuple(tensor[index] for tensor in self.tensors), self.keys, self.single, self.name)
+
+    @property
+    def head(self) -> Examples:
+        """Some of them."""
+        return self
+
+    def some(self, index: Int64[Tensor, " k"]) -> Examples:
+        """Those with these numbers."""
+        return self[index.to(self.tensors[0].device)]
+
+    def gathered(self) -> Examples:
+        """All of them in memory, where they are."""
+        return self
 
     def copied(self) -> Examples:
         """The same in memory of its own, out of reach of whoever gave them."""
@@ -118,19 +140,25 @@ def joined(parts: Sequence[Examples]) -> Examples:
 
 
 def as_examples(
-    x: Data | Examples, dtype: torch.dtype, device: torch.device, name: str = "x", *, graph: bool = False
+    x: Data | Examples,
+    dtype: torch.dtype,
+    device: torch.device,
+    name: str = "x",
+    *,
+    graph: bool = False,
+    start: int = 0,
 ) -> Examples:
     """Check ``x`` and bring it to the network: floating tensors to ``dtype``, all to ``device``.
 
     With ``graph``, gradients with respect to it stay possible. A loader is read once and must give the same order each
-    time: what it is multiplied with does not move along.
+    time: what it is multiplied with does not move along. ``start`` is the number of the first example, for errors.
 
     Raises:
         InvalidData: not finite, empty, lengths that differ, a dtype that cannot be cast safely, an unstable loader.
     """
     if isinstance(x, DataLoader):
         x = _read(x, name, ordered=True)[0]
-    return _checked(x, dtype, device, name, graph=graph)
+    return _checked(x, dtype, device, name, graph=graph, start=start)
 
 
 def as_pairs(x: Data, y: Any, dtype: torch.dtype, device: torch.device, name: str = "x") -> tuple[Examples, Tensor]:
@@ -158,7 +186,7 @@ def as_targets(y: Any, n: int | None, name: str = "x") -> Float64[Tensor, "n"] |
     Raises:
         InvalidData: not numbers, not finite, empty, of another length than ``n``, or of another rank.
     """
-    targets = _tensor(y, "y")
+    targets = to_tensor(y, "y")
     if targets.is_complex():
         raise InvalidData("y: got complex numbers; expected real ones. Stack real and imaginary parts as two outputs.")
     targets = targets.detach().to(torch.float64)
@@ -168,88 +196,25 @@ def as_targets(y: Any, n: int | None, name: str = "x") -> Float64[Tensor, "n"] |
         raise InvalidData(f"y: got {len(targets)} targets for {n} examples in {name}; give one for each example.")
     if targets.numel() == 0:
         raise InvalidData("y: got no targets; give one for each example.")
-    _finite(targets, "y")
+    refuse_not_finite(targets, "y")
     return targets
 
 
-def _checked(x: Any, dtype: torch.dtype, device: torch.device, name: str, *, graph: bool = False) -> Examples:
+def _checked(
+    x: Any, dtype: torch.dtype, device: torch.device, name: str, *, graph: bool = False, start: int = 0
+) -> Examples:
     if isinstance(x, Examples):
         return x
-    if isinstance(x, Mapping):
-        if not all(isinstance(key, str) for key in x):
-            raise InvalidData(f"{name}: got a mapping with keys {list(x)}; expected names of keyword arguments.")
-        examples = Examples(tuple(_tensor(v, f"{name}[{k!r}]") for k, v in x.items()), tuple(x), single=False)
-    elif isinstance(x, tuple):
-        examples = Examples(tuple(_tensor(v, f"{name}[{i}]") for i, v in enumerate(x)), single=False)
-    else:
-        examples = Examples((_tensor(x, name),))
-    if not examples.tensors:
-        raise InvalidData(f"{name}: got an empty {type(x).__name__}; pass at least one tensor.")
-    labels = [f"{name}[{key!r}]" for key in examples.keys] or (
-        [name] if examples.single else [f"{name}[{i}]" for i in range(len(examples.tensors))]
-    )
-    for label, tensor in zip(labels, examples.tensors, strict=True):
-        if tensor.ndim == 0:
-            raise InvalidData(f"{label}: got a single number; give a tensor with the examples first, (n, ...).")
-        if len(tensor) != len(examples):
-            raise InvalidData(
-                f"{label}: got {len(tensor)} examples where {labels[0]} has {len(examples)}; every tensor has the "
-                "examples first. Pass what is no example by forward=."
-            )
-        if tensor.numel() == 0:
-            raise InvalidData(f"{label}: got shape {tuple(tensor.shape)}, no data; pass at least one example.")
+    given = {label: to_tensor(value, label) for label, value in named_parts(x, name).items()}
+    refuse_misfits(given)
+    tensors = []
+    for label, tensor in given.items():
         if tensor.is_complex():
             raise InvalidData(f"{label}: got complex numbers; expected real ones. Pass torch.view_as_real(...).")
-        _finite(tensor, label)
-    given = tuple(tensor if graph else tensor.detach() for tensor in examples.tensors)
-    cast = tuple(_cast(tensor, dtype, device, label) for label, tensor in zip(labels, given, strict=True))
-    return Examples(cast, examples.keys, examples.single, name)
-
-
-def _tensor(value: Any, name: str) -> Tensor:
-    if isinstance(value, Tensor):
-        if value.is_meta or value.is_nested:
-            raise InvalidData(
-                f"{name}: got a nested tensor, or one on the meta device; pass a plain one (pad sequences)."
-            )
-        if value.is_sparse or value.is_quantized:
-            raise InvalidData(
-                f"{name}: got a sparse or quantized tensor; expected a dense one. Convert it, e.g. x.to_dense()."
-            )
-        return value
-    try:
-        array = np.asarray(value)
-        if array.dtype.byteorder not in ("=", "|"):
-            array = array.astype(array.dtype.newbyteorder("="))
-        return torch.as_tensor(np.array(array))  # a copy: read-only and negative strides are no concern of torch
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidData(
-            f"{name}: got {type(value).__name__} that holds no plain numbers; expected a tensor or a numeric array. "
-            "Convert it first, e.g. np.asarray(x, dtype=float)."
-        ) from error
-
-
-def _finite(tensor: Tensor, name: str) -> None:
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        bad = (~torch.isfinite(tensor.reshape(len(tensor), -1)).all(dim=1)).nonzero().flatten()
-        raise InvalidData(
-            f"{name}: got NaN or infinite values in {len(bad)} of {len(tensor)} examples, the first at index "
-            f"{int(bad[0])}; expected finite numbers. Drop or impute these examples."
-        )
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype, device: torch.device, name: str) -> Tensor:
-    if tensor.is_inference():
-        tensor = tensor.clone()
-    if not tensor.is_floating_point():
-        return tensor.to(device)
-    cast = tensor.to(device=device, dtype=dtype)
-    if cast.dtype != tensor.dtype and not bool(torch.isfinite(cast).all()):
-        raise InvalidData(
-            f"{name}: got values up to {float(tensor.abs().max()):.3g}, too large for the network's {dtype}; "
-            "rescale the inputs or use a network in float64 (net.double())."
-        )
-    return cast
+        refuse_not_finite(tensor, label, start)
+        tensors.append(cast(tensor if graph else tensor.detach(), dtype, device, label))
+    keys = tuple(x) if isinstance(x, Mapping) else ()
+    return Examples(tuple(tensors), keys, not isinstance(x, Mapping | tuple), name)
 
 
 def _read(loader: DataLoader[Any], name: str, *, ordered: bool) -> tuple[Any, Any]:
@@ -296,7 +261,7 @@ def _join(parts: list[Any], name: str) -> Any:
         return {key: _join([part[key] for part in parts], name) for key in first}
     if isinstance(first, tuple):
         return tuple(_join(list(column), name) for column in zip(*parts, strict=True))
-    tensors = [_tensor(part, name) for part in parts]
+    tensors = [to_tensor(part, name) for part in parts]
     if any(t.shape[1:] != tensors[0].shape[1:] for t in tensors):
         raise InvalidData(f"{name}: the DataLoader's batches differ in shape beyond the first dimension; pad them.")
     return torch.cat(tensors)
@@ -311,4 +276,4 @@ def _leaves(value: Any) -> Iterable[Tensor]:
         return [leaf for item in value.values() for leaf in _leaves(item)]
     if isinstance(value, tuple):
         return [leaf for item in value for leaf in _leaves(item)]
-    return [_tensor(value, "x")]
+    return [to_tensor(value, "x")]

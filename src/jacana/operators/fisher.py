@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from jacana.errors import InvalidData, InvalidOption
 from jacana.likelihoods import Likelihood
 from jacana.linearization import Linearization, Products
-from jacana.networks import Data, Stream
+from jacana.networks import Data, Source
 from jacana.operators.operator import Operator, finite
 
 __all__ = ["EmpiricalFisher", "Fisher"]
@@ -81,7 +81,7 @@ class Fisher(_GaussNewton):
 
     Args:
         lin: a linearization, or a network to linearize in all its trainable parameters.
-        x: n examples; a loader is read again at every product, its targets are dropped.
+        x: n examples; a loader or a memory map is read again at every product, targets of a loader are dropped.
         likelihood: gives H; see :class:`~jacana.Likelihood` for one of your own.
         at: function values (n, c) that H is taken at; by default the network's own outputs.
         memory_budget: bytes that may be kept from one product to the next; by default a quarter of what is free.
@@ -175,7 +175,7 @@ class EmpiricalFisher(_GaussNewton):
     ) -> None:
         products = Products(lin, x, memory_budget=memory_budget, batch_size=batch_size, vectorize=vectorize)
         super().__init__(products, likelihood)
-        if y is None and isinstance(products.source, Stream):
+        if y is None and isinstance(products.source, Source):
             y = products.source.targets()
         if y is None:
             raise InvalidData("y: got None; pass the targets, or a DataLoader of (input, target).")

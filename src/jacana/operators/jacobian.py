@@ -25,8 +25,8 @@ class Jacobian(Operator):
 
     Args:
         lin: a linearization, or a network to linearize in all its trainable parameters.
-        x: n examples; a loader is read again at every product, so that the data need not fit in memory, and must give
-            the same examples in the same order each time.
+        x: n examples; a loader or a memory map is read again at every product, so that the data need not
+            fit in memory, and must give the same examples in the same order each time.
         memory_budget: bytes that may be kept from one product to the next; by default a quarter of what is free.
         batch_size: examples in one pass; by default that of the linearization.
         vectorize: whether several columns are multiplied at once; by default what was faster when it was timed.

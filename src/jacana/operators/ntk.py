@@ -36,7 +36,8 @@ class NTK(Operator):
 
     Args:
         lin: a linearization, or a network to linearize in all its trainable parameters.
-        x1: n examples; a loader is read again at every product. Also their products, which others use too.
+        x1: n examples; a loader or a memory map is read again at every product. Also their products, which others
+            use too.
         x2: m examples; by default ``x1`` itself, and then K is symmetric.
         prior_std: a positive number, or a mapping from dotted name prefixes to numbers.
         memory_budget: as for :class:`~jacana.Jacobian`; each of two sets of data may take half of it.
@@ -118,9 +119,7 @@ class NTK(Operator):
         """Some of the columns, contracted as :meth:`to_dense` does: of the examples that they belong to."""
         c = self._right.c
         examples, place = torch.unique(index.div(c, rounding_mode="floor"), return_inverse=True)
-        some = self._right.some(examples)
-        parts = [dense_kernel(self._lin, piece, some, self._prior) for piece in self._left.pieces()]
-        return torch.cat(parts)[:, place * c + index % c]
+        return self._left.kernel(self._right.some(examples), self._prior)[:, place * c + index % c]
 
     @property
     def n_weights(self) -> int:

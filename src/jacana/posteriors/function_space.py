@@ -40,8 +40,8 @@ class FunctionSpace(Method):
 
     Args:
         solver: the factorisation, :class:`Cholesky`, or :class:`Eigh` where the covariance may be singular; or
-            :class:`CG`, which needs products alone: no kernel is formed, the data may be a DataLoader that does not fit
-            in memory, and variances are never below the exact ones.
+            :class:`CG`, which needs products alone: no kernel is formed, the data may be a DataLoader or a memory map
+            that does not fit in memory, and variances are never below the exact ones.
 
     Raises:
         NotPositiveDefinite: at conditioning, where the noise is too small to tell repeated examples apart.

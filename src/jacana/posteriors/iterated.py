@@ -122,8 +122,7 @@ class System:
 
     def cross(self, x: Examples) -> Float64[Tensor, "nc mc"]:
         """K between the observed examples and others."""
-        model = self.observations.model
-        return torch.cat([dense_kernel(model.lin, piece, x, model.prior) for piece in self.products.pieces()])
+        return self.products.kernel(x, self.observations.model.prior)
 
     def weight_samples(self, n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Prior samples z (p, n) of the weights, and what they and the noise leave of the observations (n·c, n).

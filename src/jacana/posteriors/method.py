@@ -84,7 +84,7 @@ class Method(ABC):
 
     @property
     def streams(self) -> bool:
-        """Whether the examples of a DataLoader need not be in memory all at once."""
+        """Whether the examples of a DataLoader or a memory map need not be in memory all at once."""
         return False
 
     @abstractmethod

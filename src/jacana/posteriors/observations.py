@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from jacana.errors import InvalidData, InvalidOption
 from jacana.likelihoods import Gaussian
 from jacana.linearization import Linearization, Prior
-from jacana.networks import Data, Examples, Stream, as_targets
+from jacana.networks import Data, Examples, Source, as_source, as_targets
 
 __all__ = ["Model", "Observations", "observe"]
 
@@ -26,9 +26,9 @@ class Model:
     prior: Prior
     zero_mean: bool
 
-    def mean(self, x: Examples | Stream) -> Float64[Tensor, "n c"]:
+    def mean(self, x: Examples | Source) -> Float64[Tensor, "n c"]:
         """m(x)."""
-        if isinstance(x, Stream):
+        if isinstance(x, Source):
             return torch.cat([self.mean(batch) for batch in x.batches(len(x))])
         if self.zero_mean:
             shape = (len(x), self.lin.findings(x).n_outputs)
@@ -49,7 +49,7 @@ class Observations:
     """
 
     model: Model
-    x: Examples | Stream
+    x: Examples | Source
     residual: Float64[Tensor, "n c"]
     likelihood: Gaussian
     flat: bool
@@ -57,7 +57,7 @@ class Observations:
     @property
     def examples(self) -> Examples:
         """All of them in memory."""
-        return self.x.gathered() if isinstance(self.x, Stream) else self.x
+        return self.x.gathered()
 
     @property
     def n(self) -> int:
@@ -93,20 +93,21 @@ def observe(model: Model, x: Data, y: Any, likelihood: Gaussian, *, streams: boo
         x: n examples, or a DataLoader of (input, target).
         y: targets.
         likelihood: the noise.
-        streams: leave the examples of a DataLoader where they are.
+        streams: leave the examples of a DataLoader or a memory map where they are.
 
     Raises:
         InvalidData: data that cannot be used, or targets of another shape than the network's outputs.
     """
-    examples: Examples | Stream
-    if streams and y is None and isinstance(x, DataLoader):
-        stream = Stream(x, model.lin.network.input_dtype, model.lin.device)
-        examples, targets = stream, as_targets(stream.targets(), len(stream)).to(model.lin.device)
-        head = stream.head
+    examples: Examples | Source
+    if streams and (y is None) == isinstance(x, DataLoader):  # pairs refuses what does not go together
+        with torch.inference_mode(False):
+            examples = as_source(x, model.lin.network.input_dtype, model.lin.device)
+            given = examples.targets() if y is None and isinstance(examples, Source) else y
+            targets = as_targets(given, len(examples)).to(model.lin.device)
     else:
         examples, targets = model.lin.pairs(x, y)
-        head, examples = examples, examples.copied()
-    c = model.lin.findings(head).n_outputs
+        examples = examples.copied()
+    c = model.lin.findings(examples.head).n_outputs
     flat = targets.ndim == 1
     columns = targets.unsqueeze(1) if flat else targets
     if columns.shape[1] != c:

@@ -29,6 +29,7 @@ class Posterior:
 
     Attributes:
         method: how it was computed.
+        reason: why so, with counted figures; ``"as asked"`` where the method was named.
 
     Example:
         >>> import jacana, torch
@@ -40,8 +41,8 @@ class Posterior:
         (torch.Size([9, 1]), 9)
     """
 
-    def __init__(self, method: Method, state: State) -> None:
-        self.method = method
+    def __init__(self, method: Method, state: State, reason: str) -> None:
+        self.method, self.reason = method, reason
         self._state = state
 
     @property
@@ -127,7 +128,7 @@ class Posterior:
         if noise_std is None and old.likelihood.noise_std.ndim == 2:
             raise InvalidOption("noise_std: got None; it was given for each example, so give it for the new ones too.")
         likelihood = old.likelihood if noise_std is None else Gaussian(noise_std)
-        return Posterior(self.method, self._state.extended(observe(old.model, x, y, likelihood)))
+        return Posterior(self.method, self._state.extended(observe(old.model, x, y, likelihood)), self.reason)
 
     def sample_weights(self, n: int = 1, generator: torch.Generator | None = None) -> Float64[Tensor, "p n"]:
         """Samples of the weight change δ: each makes a function m(x) + J(x) δ_s, at any x, by one jvp.

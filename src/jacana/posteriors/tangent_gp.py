@@ -13,7 +13,7 @@ from jacana.likelihoods import Gaussian
 from jacana.linearization import Linearization, Prior, PriorStd, dense_kernel, diagonal_blocks, linearize, push
 from jacana.networks import Data, Examples
 from jacana.operators import standard_normal
-from jacana.posteriors.choice import choose
+from jacana.posteriors.choice import Choice, choose
 from jacana.posteriors.method import Method
 from jacana.posteriors.observations import Model, as_likelihood, observe
 from jacana.posteriors.posterior import Posterior
@@ -112,20 +112,27 @@ class TangentGP:
         """The exact posterior given n observations y = f(x) + ε.
 
         Args:
-            x: n examples, or a DataLoader of (input, target).
+            x: n examples, or a DataLoader of (input, target). What is in a DataLoader or a memory map
+                (``numpy.load(..., mmap_mode="r")``) stays there with ``Pathwise()`` and ``FunctionSpace(CG())``, which
+                read it again at every pass.
             y: targets, (n, c) or (n,).
             noise_std: σ of ε: a number, (c,) or (n, c); short for ``likelihood=Gaussian(noise_std)``.
             likelihood: the long form.
             method: :class:`FunctionSpace`, :class:`WeightSpace`, :class:`Pathwise`, :class:`NystromFeatures` or
                 :class:`LastLayer`. By default the smaller side is factorised: function space where the observations
-                n·c are no more than the parameters p, else weight space; where neither fits in memory, function space
-                by conjugate gradients, ``FunctionSpace(CG())``. What was taken is the posterior's ``method``.
+                n·c are no more than the parameters p, else weight space; the other, if that does not fit in memory, or
+                takes over a minute by count and the other less. Where neither fits, or takes under an hour, also
+                function space by conjugate gradients, ``FunctionSpace(CG())``. What was taken is the posterior's
+                ``method``, and why its ``reason``.
 
         Raises:
             InvalidData: data that cannot be used, or of another shape than the network's outputs.
             InvalidOption: no noise, or an impossible one; an unknown method.
             NotPositiveDefinite: a noise so small that the covariance cannot be factorised in float64.
             InsufficientMemory: it would not fit.
+
+        Warns:
+            LongWork: no method was named, and the one that was taken will need over an hour.
         """
         noise = as_likelihood(noise_std, likelihood)
         if method is not None and not isinstance(method, Method):
@@ -134,8 +141,9 @@ class TangentGP:
                 "jacana.WeightSpace(), or None for the cheaper."
             )
         observations = observe(self._model, x, y, noise, streams=method is not None and method.streams)
-        method = choose(observations) if method is None else method
-        return Posterior(method, method.condition(observations, progress=self._progress))
+        choice = choose(observations) if method is None else Choice(method, "as asked")
+        state = choice.method.condition(observations, progress=self._progress)
+        return Posterior(choice.method, state, choice.reason)
 
     def __repr__(self) -> str:
         return f"TangentGP({self.linearization}, prior_std={self.prior_std}, mean={self.mean!r})"
