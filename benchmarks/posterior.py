@@ -44,6 +44,7 @@ SIZES = (300, 1_000, 3_000, 10_000, 30_000, 100_000)
 WIDTHS = (10, 30, 100, 300, 1_000, 3_000, 5_000)
 RATIOS = (1e-1, 1e-2, 1e-3)
 RTOL = 1e-3
+ONLINE = tuple(itertools.product(("FunctionSpace", "Pathwise"), (1e-3, 1e-4)))
 
 
 def perceptron(*widths: int) -> nn.Module:
@@ -135,6 +136,29 @@ def steps(name: str, ratio: float) -> dict[str, Any]:
         found[label] = {
             "steps": solution.steps, "residual": float(solution.relative_residuals.max()), "seconds": spent,
             "converged": solution.converged,
+        }  # fmt: skip
+    return found
+
+
+def online(name: str, rtol: float) -> dict[str, Any]:
+    """500 more examples after 5,000: going on from the solution there was, against from scratch; to one tolerance."""
+    net, (x, y), (new, _) = perceptron(200, 2000, 200), data(5_500), data(NEW)
+    gp = jacana.TangentGP(net, progress=False)
+    std = noise(gp.linearization, x, 1e-2)
+    solver = jacana.CG(rtol=rtol)
+    method = jacana.Pathwise(8, solver) if name == "Pathwise" else jacana.FunctionSpace(solver)
+    old = gp.condition(x[:5_000], y[:5_000], std, method=method)
+    exact = gp.condition(x, y, std, method=jacana.FunctionSpace()).predict(new).mean
+    found: dict[str, Any] = {"method": name, "rtol": rtol}
+    for way, work in (
+        ("more", lambda: old.condition(x[5_000:], y[5_000:])),
+        ("scratch", lambda: gp.condition(x, y, std, method=method)),
+    ):
+        post, spent = seconds(work)
+        found[way] = {
+            "products": post.solution.products, "steps": post.solution.steps, "seconds": spent,
+            "solving": post.solution.seconds, "residual": float(post.solution.relative_residuals.max()),
+            "mean_error": float((post.predict(new).mean - exact).norm() / exact.norm()),
         }  # fmt: skip
     return found
 
@@ -250,6 +274,7 @@ CASES: dict[str, Callable[..., dict[str, Any]]] = {
     "width": width,
     "steps": steps,
     "defaults": defaults,
+    "online": online,
     "classified": classified,
     "ways": ways,
     "evidence": evidence,
@@ -322,6 +347,7 @@ def main(argv: list[str] | None = None) -> None:
     wanted: list[tuple[str, tuple[Any, ...]]] = [("width", (each,)) for each in widths]
     if not asked.quick:
         wanted += [("steps", (name, ratio)) for name in ("MLP", "ResNet-20") for ratio in RATIOS]
+        wanted += [("online", words) for words in ONLINE]
     wanted += [("defaults", (900 if asked.quick else 1_500,))]
     wanted += [
         ("size", (n, method)) for n in sizes for method in ("factorised", "products")

@@ -247,6 +247,26 @@ def posterior_defaults(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def posterior_online(results: dict[str, Any]) -> str:
+    """What 500 more examples cost after 5,000, beside all of them from scratch."""
+    if "online" not in results:
+        return "*Not in the recorded run yet.*"
+    lines = [
+        "| method | tolerance | products, more / scratch | seconds | residual | mean off |",
+        "|---|---|---|---|---|---|",
+    ]
+    shown: tuple[Callable[[dict[str, Any]], str], ...] = (
+        lambda found: f"{found['products']:,}",
+        lambda found: _seconds(found["seconds"]),
+        lambda found: f"{found['residual']:.0e}",
+        lambda found: f"{found['mean_error']:.0e}",
+    )
+    for row in results["online"]:
+        cells = [f"{cell(row['more'])} / {cell(row['scratch'])}" for cell in shown]
+        lines.append(f"| {row['method']} | {row['rtol']:.0e} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _seconds(value: float) -> str:
     return f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
 
@@ -273,6 +293,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "posterior-widths": ("posterior", posterior_widths),
     "posterior-steps": ("posterior", posterior_steps),
     "posterior-defaults": ("posterior", posterior_defaults),
+    "posterior-online": ("posterior", posterior_online),
     "malaria-cameroon": ("malaria", lambda results: maps(results, "CMR")),
 }
 """Mark to record and table."""
