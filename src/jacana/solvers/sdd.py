@@ -112,7 +112,9 @@ class SDD(Iterative):
                 descent.begin_again()
                 continue
             excess = goal.excess(which, descent.average, right, guess, _error(guess, covariance))
-            bar.set_postfix_str(f"{float(excess.amax()) if len(excess) else 0.0:.1e} times the tolerance")
+            bar.set_postfix_str(
+                f"{float(excess.amax()) if len(excess) else 0.0:.1e} times the tolerance", refresh=False
+            )
             if bool((excess <= _MARGIN).all()):
                 x, left = descent.settled()
                 excess = goal.excess(which, x, right, left, _error(left, covariance))
