@@ -11,7 +11,7 @@ OUT    ?= out
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-gram bench-products bench-posterior clean
+.PHONY: help demo test lint bench bench-gram bench-products bench-posterior bench-methods clean
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ bench-products: $(STAMP)  ## Fisher products against a training step, finite dif
 
 bench-posterior: $(STAMP)  ## posteriors of 300 to 100,000 examples and up to 75 million parameters: half an hour
 	@$(BIN)/python -m benchmarks.posterior --threads 2 --out $(OUT)/bench
+
+bench-methods: $(STAMP)  ## every way to a posterior against the factorised one, scales for 50,000 examples, more data
+	@$(BIN)/python -m benchmarks.methods --threads 2 --out $(OUT)/bench
 
 clean:  ## remove the environment, the caches and what runs wrote
 	rm -rf $(VENV) $(OUT) .mypy_cache .pytest_cache .ruff_cache

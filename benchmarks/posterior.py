@@ -9,13 +9,7 @@ dimensions, y = sin Σx + .1 ε. Each case is one run in a process of its own, w
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import math
-import os
-import resource
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -24,14 +18,14 @@ from typing import Any
 
 import gpytorch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 import jacana
+from benchmarks.apart import apart, data, noise, perceptron, seconds, show
 from benchmarks.networks import images, resnet
-from experiments import pictures, plots
+from experiments import plots
 from experiments.command import parse, record
-from experiments.resnet import trained
 
 __all__ = ["main"]
 
@@ -44,34 +38,6 @@ SIZES = (300, 1_000, 3_000, 10_000, 30_000, 100_000)
 WIDTHS = (10, 30, 100, 300, 1_000, 3_000, 5_000)
 RATIOS = (1e-1, 1e-2, 1e-3)
 RTOL = 1e-3
-ONLINE = tuple(itertools.product(("FunctionSpace", "Pathwise"), (1e-3, 1e-4)))
-
-
-def perceptron(*widths: int) -> nn.Module:
-    """5-...-1, tanh."""
-    sizes = [5, *widths, 1]
-    layers: list[nn.Module] = []
-    for before, after in itertools.pairwise(sizes):
-        layers += [nn.Linear(before, after), nn.Tanh()]
-    return nn.Sequential(*layers[:-1])
-
-
-def data(n: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets."""
-    x = torch.randn(n, 5)
-    return x, torch.sin(x.sum(1)).double() + 0.1 * torch.randn(n, dtype=torch.float64)
-
-
-def noise(lin: jacana.Linearization, x: Tensor, ratio: float) -> float:
-    """That many times the root of the kernel's mean diagonal."""
-    return ratio * math.sqrt(float(jacana.gram(lin, x[:200], outputs="diagonal").mean()))
-
-
-def seconds(work: Any) -> tuple[Any, float]:
-    """What it gives, and how long it takes."""
-    start = time.perf_counter()
-    found = work()
-    return found, time.perf_counter() - start
 
 
 def size(n: int, method: str) -> dict[str, Any]:
@@ -140,29 +106,6 @@ def steps(name: str, ratio: float) -> dict[str, Any]:
     return found
 
 
-def online(name: str, rtol: float) -> dict[str, Any]:
-    """500 more examples after 5,000: going on from the solution there was, against from scratch; to one tolerance."""
-    net, (x, y), (new, _) = perceptron(200, 2000, 200), data(5_500), data(NEW)
-    gp = jacana.TangentGP(net, progress=False)
-    std = noise(gp.linearization, x, 1e-2)
-    solver = jacana.CG(rtol=rtol)
-    method = jacana.Pathwise(8, solver) if name == "Pathwise" else jacana.FunctionSpace(solver)
-    old = gp.condition(x[:5_000], y[:5_000], std, method=method)
-    exact = gp.condition(x, y, std, method=jacana.FunctionSpace()).predict(new).mean
-    found: dict[str, Any] = {"method": name, "rtol": rtol}
-    for way, work in (
-        ("more", lambda: old.condition(x[5_000:], y[5_000:])),
-        ("scratch", lambda: gp.condition(x, y, std, method=method)),
-    ):
-        post, spent = seconds(work)
-        found[way] = {
-            "products": post.solution.products, "steps": post.solution.steps, "seconds": spent,
-            "solving": post.solution.seconds, "residual": float(post.solution.relative_residuals.max()),
-            "mean_error": float((post.predict(new).mean - exact).norm() / exact.norm()),
-        }  # fmt: skip
-    return found
-
-
 class _Model(gpytorch.models.ExactGP):  # type: ignore[misc]
     def __init__(self, x: Tensor, y: Tensor, likelihood: Any, kernel: Any) -> None:
         super().__init__(x, y, likelihood)
@@ -197,105 +140,12 @@ def defaults(n: int) -> dict[str, Any]:
     }
 
 
-WAYS: dict[str, Callable[[], Any]] = {
-    "FunctionSpace(CG())": lambda: jacana.FunctionSpace(jacana.CG()),
-    "WeightSpace(CG())": lambda: jacana.WeightSpace(jacana.CG()),
-    "Pathwise(64)": lambda: jacana.Pathwise(64),
-    "NystromFeatures()": jacana.NystromFeatures,
-    "FunctionSpace(SDD())": lambda: jacana.FunctionSpace(jacana.SDD(max_epochs=100)),
-    "LastLayer()": jacana.LastLayer,
-}
-
-
-def ways(n: int, way: str, ratio: float) -> dict[str, Any]:
-    """A method against the factorised posterior, at new points of the same kind and at points five times as far out."""
-    net, (x, y), (new, _) = perceptron(200, 2000, 200), data(n), data(NEW)
-    gp = jacana.TangentGP(net, progress=False)
-    std = noise(gp.linearization, x, ratio)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always", jacana.errors.NotConverged)
-        start = time.perf_counter()
-        post = gp.condition(x, y, std, method=WAYS[way]())
-        near = post.predict(new)
-        _ = near.mean, near.variance
-        spent = time.perf_counter() - start
-        far = post.predict(5.0 * new).variance
-    exact = gp.condition(x, y, std, method=jacana.FunctionSpace())
-    at, there = exact.predict(new), exact.predict(5.0 * new)
-    return {
-        "n": n, "way": way, "ratio": ratio, "seconds": spent,
-        "converged": not any(issubclass(warning.category, jacana.errors.NotConverged) for warning in said),
-        "mean_error": float((near.mean - at.mean).norm() / at.mean.norm()),
-        "smallest_variance": float((near.variance / at.variance).min()),
-        "largest_variance": float((near.variance / at.variance).max()),
-        "smallest_far": float((far / there.variance).min()),
-        "largest_far": float((far / there.variance).max()),
-    }  # fmt: skip
-
-
-def evidence(n: int) -> dict[str, Any]:
-    """Prior scale and noise by the fixed point on all examples; up to FACTORISED beside the exact optimum."""
-    net, (x, y) = perceptron(200, 2000, 200), data(n)
-    gp = jacana.TangentGP(net, progress=False)
-    (found, likelihood), spent = seconds(lambda: jacana.maximize_evidence(gp, x, y, method=jacana.Pathwise(16)))
-    result: dict[str, Any] = {
-        "n": n, "seconds": spent, "prior_std": found.prior_std, "noise_std": float(likelihood.noise_std),
-    }  # fmt: skip
-    if n <= FACTORISED:
-        (best, exact), spent = seconds(lambda: jacana.maximize_evidence(gp, x, y))
-        value, most = (
-            one.condition(x, y, likelihood=other, method=jacana.FunctionSpace()).log_evidence
-            for one, other in ((found, likelihood), (best, exact))
-        )
-        result |= {
-            "seconds_exact": spent, "prior_std_exact": best.prior_std, "noise_std_exact": float(exact.noise_std),
-            "nats_below": most - value,
-        }  # fmt: skip
-    return result
-
-
-def classified(n: int) -> dict[str, Any]:
-    """Mean and four samples of the trained ResNet-20, CIFAR-10's images, ten outputs as one-hot targets."""
-    folder = Path(os.environ.get("JACANA_DATA", ROOT.parent / "shared" / "data"))
-    x, labels = pictures.cifar10(folder, "train", n)
-    y = torch.eye(10, dtype=torch.float64)[labels]
-    gp = jacana.TangentGP(trained(folder), progress=True)
-    std = noise(gp.linearization, x, 1e-1)
-    way = jacana.Pathwise(4, jacana.CG(rtol=1e-2))
-    post, spent = seconds(lambda: gp.condition(x, y, std, method=way))
-    return {
-        "n": n, "rows": 10 * n, "seconds": spent, "steps": post.solution.steps,
-        "residual": float(post.solution.relative_residuals.max()),
-    }  # fmt: skip
-
-
 CASES: dict[str, Callable[..., dict[str, Any]]] = {
     "size": size,
     "width": width,
     "steps": steps,
     "defaults": defaults,
-    "online": online,
-    "classified": classified,
-    "ways": ways,
-    "evidence": evidence,
 }
-
-
-def apart(threads: int, name: str, *words: Any) -> dict[str, Any]:
-    """A case in a process of its own, with its peak of memory."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.posterior",
-        "--threads",
-        str(threads),
-        "--case",
-        name,
-        *map(str, words),
-    ]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> Path:
@@ -331,15 +181,11 @@ def main(argv: list[str] | None = None) -> None:
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--threads", type=int, default=1)
     own.add_argument("--case", nargs="+")
-    own.add_argument("--images", type=int, default=0, help="also ResNet-20 on so many images, from JACANA_DATA")
     options, rest = own.parse_known_args(argv)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     if options.case:
-        name, *words = options.case
-        found = CASES[name](*[_number(word) for word in words])
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps(found | {"peak_mib": peak}))
+        show(CASES, options.case)
         return
     asked = parse("posterior", "Timings of posteriors, factorised and by products.", seeds=1, argv=rest)
     start = time.perf_counter()
@@ -347,33 +193,19 @@ def main(argv: list[str] | None = None) -> None:
     wanted: list[tuple[str, tuple[Any, ...]]] = [("width", (each,)) for each in widths]
     if not asked.quick:
         wanted += [("steps", (name, ratio)) for name in ("MLP", "ResNet-20") for ratio in RATIOS]
-        wanted += [("online", words) for words in ONLINE]
     wanted += [("defaults", (900 if asked.quick else 1_500,))]
     wanted += [
         ("size", (n, method)) for n in sizes for method in ("factorised", "products")
         if method == "products" or n <= FACTORISED
     ]  # fmt: skip
-    wanted += [("ways", (600 if asked.quick else 5_000, way, ratio)) for ratio in RATIOS[:2] for way in WAYS]
-    wanted += [("evidence", (n,)) for n in ((600,) if asked.quick else (5_000, 50_000))]
-    wanted += [("classified", (options.images,))] if options.images else []
     settings = {"threads": options.threads, "rtol": RTOL, "new": NEW, "sizes": sizes, "widths": widths}
     results: dict[str, list[dict[str, Any]]] = {}
     for name, words in tqdm(wanted, desc="posterior", disable=not asked.progress):
-        results.setdefault(name, []).append(apart(options.threads, name, *words))
+        results.setdefault(name, []).append(apart("benchmarks.posterior", options.threads, name, *words))
         print(name, json.dumps(results[name][-1]), flush=True)
         passed = time.perf_counter() - start
         path = record(asked.path(".json"), asked, settings=settings, results=results, seconds=passed)  # as far as it is
     print(path, draw(results, asked.path(".png")))
-
-
-def _number(word: str) -> Any:
-    try:
-        return int(word)
-    except ValueError:
-        try:
-            return float(word)
-        except ValueError:
-            return word
 
 
 if __name__ == "__main__":

@@ -247,10 +247,42 @@ def posterior_defaults(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def posterior_online(results: dict[str, Any]) -> str:
+def method_ways(results: dict[str, Any]) -> str:
+    """Every way to a posterior against the factorised one."""
+    lines = [
+        "| method | σ over root mean diagonal | s | mean off | variances / exact | five times as far out |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in results["ways"]:
+        said = "" if row["converged"] else " (`NotConverged`)"
+        near, far = ((row[f"smallest_{end}"], row[f"largest_{end}"]) for end in ("variance", "far"))
+        cells = [
+            f"`{row['way']}`{said}", f"{row['ratio']:g}", _seconds(row["seconds"]), f"{row['mean_error']:.0e}",
+            *(f"{low:.4g} to {high:.4g}" for low, high in (near, far)),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def method_evidence(results: dict[str, Any]) -> str:
+    """Scales by the fixed point, beside the exact optimum where that can be had."""
+    lines = ["| examples | way | s | prior_std | noise_std | nats below |", "|---|---|---|---|---|---|"]
+    for row in results["evidence"]:
+        below = f"{row['nats_below']:.2f}" if "nats_below" in row else ""
+        lines.append(
+            f"| {row['n']:,} | fixed point | {_seconds(row['seconds'])} | {row['prior_std']:.4g} | "
+            f"{row['noise_std']:.4g} | {below} |"
+        )
+        if below:
+            lines.append(
+                f"| {row['n']:,} | exact | {_seconds(row['seconds_exact'])} | {row['prior_std_exact']:.4g} | "
+                f"{row['noise_std_exact']:.4g} | |"
+            )
+    return "\n".join(lines)
+
+
+def method_online(results: dict[str, Any]) -> str:
     """What 500 more examples cost after 5,000, beside all of them from scratch."""
-    if "online" not in results:
-        return "*Not in the recorded run yet.*"
     lines = [
         "| method | tolerance | products, more / scratch | seconds | residual | mean off |",
         "|---|---|---|---|---|---|",
@@ -293,7 +325,9 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "posterior-widths": ("posterior", posterior_widths),
     "posterior-steps": ("posterior", posterior_steps),
     "posterior-defaults": ("posterior", posterior_defaults),
-    "posterior-online": ("posterior", posterior_online),
+    "method-ways": ("methods", method_ways),
+    "method-evidence": ("methods", method_evidence),
+    "method-online": ("methods", method_online),
     "malaria-cameroon": ("malaria", lambda results: maps(results, "CMR")),
 }
 """Mark to record and table."""
