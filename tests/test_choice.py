@@ -101,7 +101,7 @@ def test_the_posterior_says_it():
     post = gp.condition(x, x[:, 0], 0.1)
     assert post.method == WeightSpace()
     assert post.reason == choose(post._state.observations).reason
-    assert "WeightSpace()" in repr(post)
+    assert "WeightSpace(solver=None)" in repr(post)
     assert post.condition(x, x[:, 1]).reason == post.reason
     named = gp.condition(x, x[:, 0], 0.1, method=FunctionSpace(jacana.Cholesky(1e-8)))
     assert named.reason == named.condition(x, x[:, 1]).reason == "as asked"

@@ -15,6 +15,7 @@ import torch
 
 import jacana
 import jacana.operators
+from jacana.linearization import Prior, Products
 from tests import oracles, zoo
 
 DOUBLE = torch.float64
@@ -26,7 +27,11 @@ def pieces():
     net, x1, x2 = case.net(), case.x(4), case.x(3)
     lin = jacana.linearize(net, parameters=["second", "head"])
     scales = {"second": 0.5, "head": 2.0}
+    at = torch.zeros(4, 2, dtype=DOUBLE)
+    prior = Prior.of(lin.network, scales)
+    fisher = jacana.operators.WhitenedFisher(Products(lin, x1), prior, jacana.Gaussian([0.5, 2.0]), at)
     return {
+        "W": fisher,
         "J": jacana.Jacobian(lin, x1),
         "K": jacana.NTK(lin, x1, prior_std=scales),
         "C": jacana.NTK(lin, x1, x2, prior_std=scales),
@@ -55,6 +60,9 @@ EXAMPLES = {
     "product": lambda o: o["J"].T @ o["J"],
     "transposed product": lambda o: (o["J"] @ o["F"]).T,
     "nothing left": lambda o: o["K"] - o["K"],
+    "whitened Fisher": lambda o: o["W"],
+    "root of a Fisher": lambda o: o["W"].root(torch.tensor([0, 2])),
+    "root of a kernel": lambda o: next(root for _, root in o["K"].roots()),
     "covariance": lambda o: jacana.operators.Covariance(o["K"], torch.linspace(0.1, 2.0, 8, dtype=DOUBLE)),
 }
 OPERATORS = pytest.mark.parametrize("make", EXAMPLES.values(), ids=EXAMPLES)
