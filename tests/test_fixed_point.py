@@ -132,3 +132,23 @@ def test_it_is_better_than_where_it_starts():
     started, noise = jacana.maximize_evidence(gp, x[:30], y[:30])
     found, likelihood = jacana.maximize_evidence(gp, x, y, method=jacana.Pathwise(SAMPLES))
     assert evidence(found, likelihood, x, y) > evidence(started, noise, x, y) + 5.0
+
+
+def test_one_sample_is_enough_to_end():
+    gp, x, y = task()
+    found, likelihood = jacana.maximize_evidence(gp, x, y, method=jacana.Pathwise(1))
+    assert found.prior_std > 0
+    assert 0.05 < float(likelihood.noise_std) < 0.2
+
+
+def test_outputs_of_other_units_have_bounds_of_their_own():
+    from jacana.evidence import fixed_point
+    from jacana.posteriors import Model, observe
+
+    gp, x, y = task(2)
+    lin = gp.linearization
+    model = Model(lin, fixed_point.Prior.of(lin.network, 1.0), zero_mean=True)
+    y = torch.stack([1e3 * y[:, 0], 0.01 * y[:, 1]], dim=1)
+    learned = fixed_point.Learned((0,) * len(lin.names), 1, 2, jacana.Gaussian(1.0))
+    low, _ = fixed_point._bounds(observe(model, x, y, jacana.Gaussian(1.0)), learned, torch.zeros(3, dtype=DOUBLE))
+    torch.testing.assert_close((0.5 * low[1:]).exp(), 1e-4 * y.square().mean(0).sqrt())

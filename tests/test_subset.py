@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -86,3 +88,26 @@ def test_it_is_for_weight_space(as_users_run_it):
         jacana.TangentGP(net).condition(x, random(60, 2), 0.1, method=method)
     with pytest.raises(jacana.errors.InvalidOption, match="size"):
         Subset(0)
+
+
+@pytest.mark.parametrize("preconditioner", [None, jacana.preconditioners.Diagonal(), Subset(20)], ids=str)
+def test_what_a_few_examples_say_is_heard_beside_what_all_say(preconditioner):
+    """The right-hand side is 1e7 times larger for one weight; the other is known to a tenth all the same."""
+    net = torch.nn.Linear(2, 1, bias=False).double()
+    x = torch.stack([torch.full((100,), 1000.0), torch.tensor([0.01, -0.01]).repeat(50)], dim=1).double()
+    y = 0.001 * x[:, :1] + x[:, 1:]
+    gp = jacana.TangentGP(net, mean="zero")
+    exact = gp.condition(x, y, 0.01, method=jacana.WeightSpace())
+    post = gp.condition(x, y, 0.01, method=jacana.WeightSpace(jacana.CG(preconditioner=preconditioner)))
+    std = exact.predict(torch.eye(2, dtype=DOUBLE)).std.flatten()
+    assert float(((post.weights - exact.weights) / std).abs().max()) < 1e-2
+
+
+def test_a_share_that_rounding_hides():
+    net = torch.nn.Linear(1, 1).double()
+    x = 1e3 + random(5000, 1)
+    gp = jacana.TangentGP(net)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", jacana.errors.NotConverged)  # it may say so, but neither fail nor hang
+        post = gp.condition(x, 2.0 * x, 1e-3, method=jacana.WeightSpace(jacana.CG(rtol=1e-3)))
+    assert bool(torch.isfinite(post.weights).all())

@@ -127,10 +127,12 @@ def _accelerated(points: list[Tensor], steps: list[Tensor], known: Point) -> Ten
 
 
 def _bounds(observations: Observations, learned: Learned, start: Point) -> tuple[Point, Point]:
-    rms = float(observations.residual.square().mean().sqrt())
+    squares = observations.residual.square()
+    typical = squares.mean()
+    size = torch.where(squares.mean(0) > 0.0, squares.mean(0), typical) if learned.n_noises > 1 else typical
     low, high = start - 25.0, start + 25.0
     for bounds, ratio in ((low, NOISE_RANGE[0]), (high, NOISE_RANGE[1])):
-        bounds[learned.n_scales :] = 2.0 * torch.tensor(ratio * rms, dtype=torch.float64).log()
+        bounds[learned.n_scales :] = (ratio**2 * size).log().cpu()
     return low, high
 
 
@@ -172,7 +174,8 @@ class _Sides:
         tiny = torch.finfo(torch.float64).tiny
         ours, samples = squares[:, 0].clamp_min(tiny), squares[:, 1:].clamp_min(tiny)
         expected = samples.mean(1)
-        error = samples.std(1) / expected / samples.shape[1] ** 0.5
+        spread = samples.std(1) if samples.shape[1] > 1 else 2.0**0.5 * expected  # of one sample: the most it may be
+        error = spread / expected / samples.shape[1] ** 0.5
         error += _NEGLIGIBLE / expected  # a layer that explains nothing may have any scale
         return (ours / expected).log().cpu(), error.cpu()
 

@@ -58,8 +58,9 @@ class WhitenedFisher(Operator):
         return self
 
     def times(self, matrix: Float[Tensor, "p k"]) -> Float[Tensor, "p k"]:
-        inner = self._products.times((self._std * matrix).to(self.dtype)).view(*self._at.shape, -1)
-        return (self._std * self._products.transposed_times(self._weighted(0, inner).flatten(0, 1))).to(self.dtype)
+        scaled = (self._std * matrix).to(self.dtype)
+        found = self._products.summed(lambda start, batch: self._weighted(start, batch.jvp(scaled)).to(scaled))
+        return (self._std * found).to(self.dtype)
 
     def transposed_times(self, matrix: Float[Tensor, "p k"]) -> Float[Tensor, "p k"]:
         return self.times(matrix)

@@ -60,9 +60,11 @@ class IteratedWeightsState(State):
         weighted = observations.residual / observations.noise
         self._right = self._std * self._products.precise_transposed_times(weighted.reshape(-1, 1))
         start, remainder = before or (None, None)
+        # A small residual of b is not enough: b is larger where the data say much, by as much as what they say there.
         self._solution = solver.solve(
-            self._precision, self._right, prepared=self._prepared, start=start, remainder=remainder, progress=progress
-        )
+            self._precision, self._right, prepared=self._prepared, start=start, remainder=remainder,
+            goal=SmallFormError(solver.rtol**2), progress=progress,
+        )  # fmt: skip
 
     @property
     def solution(self) -> Solution:

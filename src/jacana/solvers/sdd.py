@@ -158,7 +158,7 @@ class _Descent:
     ) -> None:
         self._covariance, self._kernel, self._right, self._momentum = covariance, kernel, right, momentum
         self._start = torch.zeros_like(right) if start is None else start
-        self._length = step / self._largest()
+        self._length = step / (self._largest() or 1.0)
         self.epochs = 0
         self._begin()
 
@@ -220,6 +220,8 @@ class _Descent:
         vector = torch.randn(len(noise), 1, generator=generator, dtype=torch.float64).to(noise.device)
         value = 0.0
         for _ in range(_POWER_STEPS):
+            if not float(vector.norm()) > 0.0:
+                break
             vector = vector / vector.norm()
             image = root.times(root.transposed_times(vector.to(root.dtype))).to(torch.float64)
             vector = image + noise * vector

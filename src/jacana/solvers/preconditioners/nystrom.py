@@ -71,7 +71,8 @@ def affordable_rank(covariance: Covariance) -> int:
 
 def lower_root(square: Float64[Tensor, "r r"]) -> Float64[Tensor, "r r"]:
     """L with L Lᵀ = W, with as much on the diagonal as makes it positive definite: M need not be exact."""
-    shift = torch.finfo(torch.float64).eps * square.diagonal().sum()
+    numbers = torch.finfo(torch.float64)
+    shift = numbers.eps * square.diagonal().sum().clamp_min(numbers.tiny / numbers.eps)
     while True:
         lower, failed = torch.linalg.cholesky_ex(square + torch.diag(shift.expand(len(square))))
         if not int(failed):

@@ -74,13 +74,18 @@ class _Subset(Prepared):
     """R_S and the factor of μ I + R_S R_Sᵀ, μ = m/n."""
 
     def __init__(self, root: FisherRoot, share: float) -> None:
-        self._root, self._share = root, share
+        self._root = root
         inner = root.gram()
         self.rank = len(inner)
-        inner.diagonal().add_(share)
-        self._lower = torch.linalg.cholesky(inner)
+        whole = share == 1.0
+        while True:  # where rounding hides m/n, a larger one makes a weaker M, that is still below A if the first was
+            lower, failed = torch.linalg.cholesky_ex(inner + share * torch.eye(len(inner)).to(inner))
+            if not int(failed):
+                break
+            share *= 10.0
+        self._lower, self._share = lower, share
         self.freedom = self.rank - share * float(torch.cholesky_inverse(self._lower).diagonal().sum())
-        self.is_below = share == 1.0
+        self.is_below = whole
 
     def solve(self, right: Float64[Tensor, "n k"]) -> Float64[Tensor, "n k"]:
         inner = torch.cholesky_solve(self._root.times(right), self._lower)
