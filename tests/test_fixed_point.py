@@ -134,6 +134,18 @@ def test_it_is_better_than_where_it_starts():
     assert evidence(found, likelihood, x, y) > evidence(started, noise, x, y) + 5.0
 
 
+@pytest.mark.parametrize("place", [0, 17, 249])
+def test_one_example_that_is_not_zero_is_started_from(place):
+    """None of the few rows that are decomposed to begin with may hold what there is to explain."""
+    gp, x, y = task()
+    gp = jacana.TangentGP(gp.linearization.network.module, mean="zero")
+    rare = torch.zeros_like(y)
+    rare[place] = 1.0
+    found, likelihood = jacana.maximize_evidence(gp, x, rare, method=jacana.Pathwise(4))
+    assert found.prior_std > 0
+    assert 0.0 < float(likelihood.noise_std) < 0.2
+
+
 def test_one_sample_is_enough_to_end():
     gp, x, y = task()
     found, likelihood = jacana.maximize_evidence(gp, x, y, method=jacana.Pathwise(1))

@@ -204,7 +204,7 @@ class _Sides:
             if self._prepared is not None:
                 before, scales = self._prepared
                 moved = factors / scales
-                common = float(moved.log().mean().exp())
+                common = float(moved.min())  # so that M stays below A
                 rescaled = before.rescaled(common**2, system.covariance.noise)
                 if rescaled is not None and bool(((moved / common).log().abs() < torch.tensor(_REUSED).log()).all()):
                     return rescaled

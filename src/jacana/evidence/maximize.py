@@ -192,7 +192,12 @@ def _solved(
 def _some(observations: Observations, seed: int) -> Observations:
     """As many of the examples, drawn at random, as are decomposed at once."""
     n = min(observations.n, max(1, _ROWS_TO_START // observations.c))
-    index = torch.randperm(observations.n, generator=torch.Generator().manual_seed(seed))[:n].sort().values
+    order = torch.randperm(observations.n, generator=torch.Generator().manual_seed(seed))
+    size = observations.residual.square().sum(1).cpu()
+    if not bool(size[order[:n]].any()):  # what is to be explained is rare, and one of it has to be there
+        largest = size.argmax()
+        order = torch.cat([largest[None], order[order != largest]])
+    index = order[:n].sort().values
     return replace(
         observations,
         x=Products(observations.model.lin, observations.x).some(index),

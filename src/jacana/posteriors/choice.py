@@ -17,6 +17,7 @@ from jacana.posteriors.method import Method
 from jacana.posteriors.observations import Observations
 from jacana.posteriors.weight_space import WeightSpace
 from jacana.solvers import CG
+from jacana.solvers.preconditioners import Diagonal
 
 __all__ = ["Choice", "choose"]
 
@@ -114,7 +115,9 @@ def _iterative(observations: Observations, kernel: int | float) -> _Way:
     forward = len(examples) * max(counter.get_total_flops() / len(few), 2.0 * lin.n_parameters)
     work = kernel * rank / rows + 3.0 * rows * rank**2 + (4.0 * _STEPS + 3.0 * (1.0 + 2.0 * c)) * forward
     name = f"function space by {_STEPS} steps of conjugate gradients for {rows:,} observations"
-    return _way(observations, FunctionSpace(CG()), name, 8.0 * rows * rank, work, always=True)
+    without = bool((observations.noise == 0.0).any())  # a preconditioner of low rank divides by it
+    solver = CG(preconditioner=Diagonal()) if without else CG()
+    return _way(observations, FunctionSpace(solver), name, 8.0 * rows * rank, work, always=True)
 
 
 def _way(

@@ -87,16 +87,19 @@ class Projected:
     Attributes:
         triangle: the posterior of the coefficients a in f = φᵀa: its root is that of A = I + Σ_i φ_i Σ_i⁻¹ φ_iᵀ.
         trace: tr Σ^-½ (K − Q) Σ^-½, what the features do not see.
+        doubt: how far rounding may have moved it.
     """
 
     triangle: Triangle
     trace: float
+    doubt: float = 0.0
 
     def after(self, observations: Observations, landmarks: Landmarks, *, progress: bool) -> Projected:
         """With other observations too, of which no more are in memory at a time than there are landmarks, or a few."""
         model, c = observations.model, observations.c
         sigma, residual = observations.noise.sqrt(), observations.residual
         left: list[float] = []
+        doubts: list[float] = []
 
         def rows() -> Iterator[Float64[Tensor, "k q"]]:
             room = budget(model.lin.device) // (4 * 8 * landmarks.rank * c)
@@ -110,13 +113,15 @@ class Projected:
                     std, missing = sigma[start:stop].reshape(-1, 1), residual[start:stop].reshape(-1, 1)
                     features = landmarks.features(examples).T / std
                     variances = diagonal_blocks(model.lin, examples, model.prior).diagonal(dim1=1, dim2=2)
-                    left.append(float((variances.reshape(-1, 1) / std.square()).sum() - features.square().sum()))
+                    prior = (variances.reshape(-1, 1) / std.square()).sum()
+                    left.append(float(prior - features.square().sum()))
+                    doubts.append(EPS * landmarks.rank * float(prior))
                     yield torch.cat([features, missing / std], dim=1)
                     bar.update(len(examples))
                     start = stop
 
         triangle = self.triangle.after(rows())
-        return Projected(triangle, self.trace + sum(left))
+        return Projected(triangle, self.trace + sum(left), self.doubt + sum(doubts))
 
 
 def _chunks(observations: Observations, size: int) -> Iterator[Examples]:

@@ -153,7 +153,7 @@ class _NystromState(State):
 
     def _bound(self, progress: bool) -> float:
         """s², over all data."""
-        trace = max(0.0, self._projected.trace)
+        trace = max(0.0, self._projected.trace) + self._projected.doubt
         if trace <= _CERTAIN:
             return trace
         model = self.observations.model
