@@ -24,7 +24,7 @@ def system(name, noise, prior_std):
     products = Products(lin, x)
     at = torch.zeros(products.n, products.c, dtype=DOUBLE)
     prior = Prior.of(lin.network, prior_std)
-    fisher = WhitenedFisher(products, prior, jacana.Gaussian(noise), at)
+    fisher = WhitenedFisher(products, prior, jacana.Gaussian(noise).curvature_root(at))
     J = oracles.jacobian(net, x) * oracles.prior_deviations(net, prior_std)
     sigma = jacana.Gaussian(noise).variances(products.n, products.c, torch.device("cpu")).sqrt().numpy().reshape(-1, 1)
     return Covariance(fisher, torch.ones(lin.n_parameters, dtype=DOUBLE)), J / sigma, products

@@ -13,13 +13,15 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from jacana.errors import InvalidOption
+from jacana.likelihoods import Gaussian, Likelihood
 from jacana.operators import standard_normal
+from jacana.predictive import Predictive, Probit, entropy, mutual_information
 
 __all__ = ["Prediction", "Source"]
 
 
 class Source(ABC):
-    """Where a prediction gets its numbers: the latent f at m examples with c outputs, and the noise on top."""
+    """Where a prediction gets its numbers: the latent f at m examples with c outputs, and how y comes from it."""
 
     @abstractmethod
     def mean(self) -> Float64[Tensor, "m c"]:
@@ -38,8 +40,13 @@ class Source(ABC):
         """Joint samples of all f."""
 
     @abstractmethod
-    def noise(self) -> Float64[Tensor, "m c"]:
-        """The variance of y − f."""
+    def blocks(self) -> Float64[Tensor, "m c c"]:
+        """The covariance of the outputs of each example."""
+
+    @property
+    @abstractmethod
+    def likelihood(self) -> Likelihood | None:
+        """p(y | f), where there is one."""
 
 
 @final
@@ -47,7 +54,8 @@ class Prediction:
     """Mean, variance, covariance and samples of the latent f, or of observations where ``observed``.
 
     Everything is float64 and shaped (m, c), or (m,) where the targets were (n,). The mean costs one Jacobian-vector
-    product; variances and covariances are computed when first asked for, and kept.
+    product; variances and covariances are computed when first asked for, and kept. Where y are labels, f are logits:
+    :meth:`probabilities` averages over them, and is also the mean of what is ``observed``.
 
     Example:
         >>> import jacana, torch
@@ -69,13 +77,15 @@ class Prediction:
     @cached_property
     def mean(self) -> Float64[Tensor, "m"] | Float64[Tensor, "m c"]:
         """The expected value."""
-        return self._shaped(self._source.mean())
+        return self._shaped(self._moments[0] if self._averaged else self._latent)
 
     @cached_property
     def variance(self) -> Float64[Tensor, "m"] | Float64[Tensor, "m c"]:
         """The variance; with the noise where ``observed``."""
+        if self._averaged:
+            return self._shaped(self._moments[1])
         variance = self._source.variance()
-        return self._shaped(variance + self._source.noise() if self.observed else variance)
+        return self._shaped(variance + self._noise if self.observed else variance)
 
     @cached_property
     def std(self) -> Float64[Tensor, "m"] | Float64[Tensor, "m c"]:
@@ -85,15 +95,62 @@ class Prediction:
     @cached_property
     def covariance(self) -> Float64[Tensor, "mc mc"]:
         """The joint covariance; row i·c + k is output k of example i."""
+        if self._averaged:
+            raise InvalidOption(
+                "observed: got True, and a joint covariance of what is no Gaussian says little; take .sample(), or the "
+                "latent .covariance of predict(x)."
+            )
         covariance = self._source.covariance()
-        return covariance + torch.diag(self._source.noise().flatten()) if self.observed else covariance
+        return covariance + torch.diag(self._noise.flatten()) if self.observed else covariance
+
+    @cached_property
+    def marginal_covariance(self) -> Float64[Tensor, "m c c"]:
+        """The covariance of the latent outputs of each example, without those between examples."""
+        return self._source.blocks()
+
+    def probabilities(self, predictive: Predictive | None = None) -> Float64[Tensor, "m c"]:
+        """The probability of each class, or of each label, averaged over the latent f.
+
+        Args:
+            predictive: how: :class:`Probit` (the default), :class:`MonteCarlo` or :class:`LaplaceBridge`.
+
+        Raises:
+            InvalidOption: a likelihood without classes, or no way to average.
+
+        Example:
+            >>> import jacana, torch
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+            >>> x, labels = torch.randn(9, 2), torch.arange(9) % 3
+            >>> post = jacana.TangentGP(net).condition(x, labels, likelihood=jacana.Categorical())
+            >>> post.predict(x).probabilities().sum(1).allclose(torch.ones(9, dtype=torch.float64))
+            True
+        """
+        if predictive is not None and not isinstance(predictive, Predictive):
+            raise InvalidOption(f"predictive: got {predictive!r}; expected an object like jacana.Probit().")
+        way = Probit() if predictive is None else predictive
+        return way.probabilities(self._likelihood, self._latent, self.marginal_covariance)
+
+    def entropy(self, predictive: Predictive | None = None) -> Float64[Tensor, " m"]:
+        """The entropy of the averaged probabilities in nats: all uncertainty, of the labels and of the model."""
+        p = self.probabilities(predictive)
+        return entropy(p) + entropy(1.0 - p) if self._likelihood.by_output else entropy(p)
+
+    def mutual_information(self) -> Float64[Tensor, " m"]:
+        """Of the label and the model, in nats: how much of the entropy more labels would take away.
+
+        References:
+            Houlsby, Huszár, Ghahramani, Lengyel 2011 (arXiv 1112.5745), equation 2.
+        """
+        return mutual_information(self._likelihood, self._latent, self.marginal_covariance)
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """The central interval that holds each value with probability ``level``.
 
         Raises:
-            InvalidOption: a level outside (0, 1).
+            InvalidOption: a level outside (0, 1); observations that are not Gaussian.
         """
+        if self._averaged:
+            raise InvalidOption("observed: got True, and the interval of what is no Gaussian is not ±; take .sample().")
         if isinstance(level, bool) or not isinstance(level, Real) or not 0.0 < level < 1.0:
             raise InvalidOption(f"level: got {level!r}; expected a probability between 0 and 1, e.g. 0.95.")
         width = math.sqrt(2.0) * float(torch.erfinv(torch.tensor(float(level), dtype=torch.float64))) * self.std
@@ -112,13 +169,40 @@ class Prediction:
         if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
             raise InvalidOption(f"n: got {n!r}; expected a positive whole number of samples.")
         samples = self._source.sample(int(n), generator)
+        if self._averaged:
+            return torch.stack([self._shaped(self._likelihood.sample(f, generator)) for f in samples])
         if self.observed:
             noise = standard_normal(*samples.shape, generator=generator, device=samples.device)
-            samples = samples + noise * self._source.noise().sqrt()
+            samples = samples + noise * self._noise.sqrt()
         return samples.squeeze(2) if self._flat else samples
 
-    def _shaped(self, values: Float64[Tensor, "m c"]) -> Tensor:
-        return values.squeeze(1) if self._flat else values
+    @cached_property
+    def _latent(self) -> Float64[Tensor, "m c"]:
+        return self._source.mean()
+
+    @property
+    def _likelihood(self) -> Likelihood:
+        if self._source.likelihood is None:
+            raise InvalidOption("predict: this is the prior, which has no likelihood; condition it on data first.")
+        return self._source.likelihood
+
+    @property
+    def _averaged(self) -> bool:
+        """Whether what is shown is y, and y is more than f and noise."""
+        return self.observed and not isinstance(self._likelihood, Gaussian)
+
+    @cached_property
+    def _moments(self) -> tuple[Float64[Tensor, "m d"], Float64[Tensor, "m d"]]:
+        return self._likelihood.moments(self._latent, self.marginal_covariance)
+
+    @property
+    def _noise(self) -> Float64[Tensor, "m c"]:
+        """The variance of y − f."""
+        assert isinstance(self._likelihood, Gaussian)  # or it would be averaged
+        return self._likelihood.variances(*self._latent.shape, self._latent.device)
+
+    def _shaped(self, values: Tensor) -> Tensor:
+        return values.squeeze(1) if self._flat and values.ndim == 2 else values
 
     def __repr__(self) -> str:
         return f"Prediction(mean of shape {tuple(self.mean.shape)}, {'observed' if self.observed else 'latent'})"

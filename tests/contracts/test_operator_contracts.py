@@ -29,7 +29,7 @@ def pieces():
     scales = {"second": 0.5, "head": 2.0}
     at = torch.zeros(4, 2, dtype=DOUBLE)
     prior = Prior.of(lin.network, scales)
-    fisher = jacana.operators.WhitenedFisher(Products(lin, x1), prior, jacana.Gaussian([0.5, 2.0]), at)
+    fisher = jacana.operators.WhitenedFisher(Products(lin, x1), prior, jacana.Gaussian([0.5, 2.0]).curvature_root(at))
     return {
         "W": fisher,
         "J": jacana.Jacobian(lin, x1),

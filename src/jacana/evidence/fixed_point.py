@@ -189,7 +189,7 @@ class _Sides:
         model = self._observations.model
         stds = [std * float(factor) for std, factor in zip(model.prior.stds, factors, strict=True)]
         prior = Prior.of(model.lin.network, dict(zip(model.lin.names, stds, strict=True)))
-        here = replace(self._observations, model=Model(model.lin, prior, model.zero_mean), likelihood=noise)
+        here = replace(self._observations, model=replace(model, prior=prior), likelihood=noise)
         system = System(
             here, self._method.solver, progress=False, products=None if self._system is None else self._system.products,
             prepare=self._preparing(factors),

@@ -107,7 +107,7 @@ def _maximize(
 ) -> tuple[TangentGP, Gaussian]:
     base = gp if fixed_prior is None else TangentGP(gp.linearization, fixed_prior, gp.mean, progress=gp.progress)
     lin = base.linearization
-    model = Model(lin, Prior.of(lin.network, base.prior_std), base.mean == "zero")
+    model = base.model
     streams = method is not None
     observations = observe(model, x, y, Gaussian(1.0) if fixed_noise is None else fixed_noise, streams=streams)
     if fixed_prior is not None and fixed_noise is not None:
@@ -153,7 +153,7 @@ class _Wanted:
 
 def _factorised(observations: Observations, wanted: _Wanted, *, progress: bool) -> tuple[list[float], list[float]]:
     """Scales, one a layer, and noises of the largest evidence, on a factorisation of the smaller side."""
-    noise = None if wanted.noise is None else observations.likelihood
+    noise = None if wanted.noise is None else observations.gaussian
     n_layers = len(observations.model.lin.layers)
     starts = summits(
         spectrum(observations, progress=progress),
@@ -198,12 +198,7 @@ def _some(observations: Observations, seed: int) -> Observations:
         largest = size.argmax()
         order = torch.cat([largest[None], order[order != largest]])
     index = order[:n].sort().values
-    return replace(
-        observations,
-        x=Products(observations.model.lin, observations.x).some(index),
-        residual=observations.residual[index.to(observations.residual.device)],
-        likelihood=observations.likelihood.at(index),
-    )
+    return observations.some(index, Products(observations.model.lin, observations.x).some(index))
 
 
 def _with_prior(gp: TangentGP, factors: list[float], *, layers: bool) -> TangentGP:

@@ -129,7 +129,7 @@ def statistics(observations: Observations, *, layers: bool, progress: bool) -> S
     """The cheaper of the two sides."""
     model = observations.model
     n_observations = observations.residual.numel()
-    if model.lin.n_parameters < n_observations and observations.likelihood.noise_std.ndim < 2:
+    if model.lin.n_parameters < n_observations and observations.gaussian.noise_std.ndim < 2:
         return FisherStatistics(observations, layers=layers)
     if layers:
         return KernelStatistics(

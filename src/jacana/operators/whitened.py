@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from jacana.likelihoods import Likelihood
 from jacana.linearization import Linearization, Prior, Products, dense_kernel, pull, push
 from jacana.networks import Examples
 from jacana.operators.operator import Operator
@@ -23,23 +22,22 @@ class WhitenedFisher(Operator):
     Args:
         products: with J, of the data.
         prior: S.
-        likelihood: gives H.
-        at: function values (n, c) that H is taken at.
+        curvature: R of each example, H = R Rᵀ.
     """
 
-    def __init__(self, products: Products, prior: Prior, likelihood: Likelihood, at: Float64[Tensor, "n c"]) -> None:
-        self._products, self._likelihood, self._at, self._prior = products, likelihood, at, prior
+    def __init__(self, products: Products, prior: Prior, curvature: Float64[Tensor, "n c r"]) -> None:
+        self._products, self._curvature, self._prior = products, curvature, prior
         self._std = prior.vector(products.lin.device).unsqueeze(1)
 
     @property
     def n_examples(self) -> int:
         """N."""
-        return self._at.shape[0]
+        return self._curvature.shape[0]
 
     @property
     def n_outputs(self) -> int:
         """C."""
-        return self._at.shape[1]
+        return self._curvature.shape[1]
 
     @property
     def shape(self) -> torch.Size:
@@ -78,17 +76,16 @@ class WhitenedFisher(Operator):
         total = torch.zeros(len(self._std), dtype=torch.float64, device=self.device)
         for start, examples, block in self._products.features():
             stop = start + len(examples)
-            total += block.mixed(self._likelihood.part(start, stop).curvature_root(self._at[start:stop])).squares()
+            total += block.mixed(self._curvature[start:stop]).squares()
         return total * self._std.squeeze(1).square()
 
     def root(self, index: Int64[Tensor, " m"]) -> FisherRoot:
         """R with Rᵀ R = S^½ F_S S^½ of the examples with these numbers, which ascend."""
-        curvature = self._likelihood.at(index).curvature_root(self._at[index])
-        return FisherRoot(self._products.lin, self._products.some(index), self._prior, curvature)
+        return FisherRoot(self._products.lin, self._products.some(index), self._prior, self._curvature[index])
 
     def _weighted(self, start: int, inner: Float[Tensor, "n c k"]) -> Float[Tensor, "n c k"]:
-        stop = start + len(inner)
-        return self._likelihood.part(start, stop).curvature_times(self._at[start:stop], inner)
+        root = self._curvature[start : start + len(inner)].to(inner)
+        return root @ (root.mT @ inner)
 
 
 @final

@@ -2,8 +2,10 @@
 
 from jacana.posteriors.function_space import FunctionSpace as FunctionSpace
 from jacana.posteriors.iterated import System as System
+from jacana.posteriors.laplace import Laplace as Laplace
 from jacana.posteriors.last_layer import LastLayer as LastLayer
 from jacana.posteriors.leave_one_out import LeaveOneOut as LeaveOneOut
+from jacana.posteriors.map import MAP as MAP
 from jacana.posteriors.method import Method as Method
 from jacana.posteriors.nystrom_features import NystromFeatures as NystromFeatures
 from jacana.posteriors.observations import Model as Model

@@ -11,10 +11,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from jacana.errors import LongWork
+from jacana.likelihoods import Gaussian
 from jacana.linearization import budget, explain, fits
 from jacana.posteriors.function_space import FunctionSpace
+from jacana.posteriors.laplace import Laplace
 from jacana.posteriors.method import Method
 from jacana.posteriors.observations import Observations
+from jacana.posteriors.side_choice import chosen
 from jacana.posteriors.weight_space import WeightSpace
 from jacana.solvers import CG
 from jacana.solvers.preconditioners import Diagonal
@@ -73,6 +76,8 @@ def choose(observations: Observations) -> Choice:
     Warns:
         LongWork: it will take more than an hour.
     """
+    if not isinstance(observations.likelihood, Gaussian):
+        return _approximate(observations)
     kernel = explain(observations.model.lin, observations.examples).operations
     ways = _factorised(observations, kernel)
     if not any(way.fits and way.seconds <= _HOUR for way in ways):
@@ -102,6 +107,17 @@ def _factorised(observations: Observations, kernel: int | float) -> list[_Way]:
         weights = _way(observations, WeightSpace(), name, 6 * 8 * p**2, 2.0 * (rows + p) * p**2)
         ways.insert(0 if p < rows else 1, weights)
     return ways
+
+
+def _approximate(observations: Observations) -> Choice:
+    """Laplace, on the side that it takes."""
+    rows, p = observations.n * observations.c, observations.model.lin.n_parameters
+    method = chosen(observations)
+    return Choice(
+        Laplace(method),
+        f"the likelihood is {type(observations.likelihood).__name__}: the Laplace approximation, by "
+        f"{type(method).__name__} for {rows:,} function values and {p:,} parameters",
+    )
 
 
 def _iterative(observations: Observations, kernel: int | float) -> _Way:

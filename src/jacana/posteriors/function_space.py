@@ -129,8 +129,29 @@ class FunctionSpaceState(State):
             variance = prior.flatten() - explained
             small = (variance < TRUSTED * doubt).nonzero().flatten()
             if len(small):
-                variance[small] = joseph_variance(self.observations, block, weights, small, self._pulled)
+                variance[small] = joseph_variance(
+                    model, block, weights, self._spread(weights), small, self._pulled
+                )
             parts.append(variance.view_as(prior))
+        return torch.cat(parts)
+
+    def blocks(self, x: Examples) -> Float64[Tensor, "m c c"]:
+        model, c = self.observations.model, self.observations.c
+        parts = []
+        for start, stop in model.lin.bounds(x):
+            block = x[start:stop]
+            prior = diagonal_blocks(model.lin, block, model.prior)
+            half = self._factor.half_solve(dense_kernel(model.lin, self.observations.examples, block, model.prior))
+            weights = self._factor.complete(half)
+            rows = half.view(-1, len(block), c).permute(1, 2, 0)
+            covariance = prior - rows @ rows.mT
+            variances = covariance.diagonal(dim1=1, dim2=2)
+            doubt = self._doubt(prior.diagonal(dim1=1, dim2=2).flatten(), weights).view_as(variances)
+            for i in (variances < TRUSTED * doubt).any(1).nonzero().flatten().tolist():
+                which = torch.arange(i * c, (i + 1) * c, device=weights.device)
+                root = joseph_root(model, block, weights, self._spread(weights), self._pulled, which)
+                covariance[i] = root.T @ root
+            parts.append(covariance)
         return torch.cat(parts)
 
     def covariance(self, x: Examples) -> Float64[Tensor, "mc mc"]:
@@ -142,7 +163,7 @@ class FunctionSpaceState(State):
         weights = self._factor.complete(half)
         doubt = self._doubt(prior.diagonal(), weights)
         if bool((covariance.diagonal() < TRUSTED * doubt).any()):
-            root = joseph_root(self.observations, x, weights, self._pulled)
+            root = joseph_root(model, x, weights, self._spread(weights), self._pulled)
             return root.T @ root
         return 0.5 * (covariance + covariance.T)  # a product is symmetric only to rounding
 
@@ -199,6 +220,10 @@ class FunctionSpaceState(State):
     def _doubt(self, prior: Float64[Tensor, " mc"], weights: Float64[Tensor, "nc mc"]) -> Float64[Tensor, " mc"]:
         """The rounding error of K** − K*ᵀC: eps (k** + ‖K + Σ‖ ‖C‖²)."""
         return EPS * (prior + self._factor.norm * weights.square().sum(0))
+
+    def _spread(self, weights: Float64[Tensor, "nc mc"]) -> Float64[Tensor, "nc mc"]:
+        """Σ^½ C."""
+        return self.observations.noise.sqrt().reshape(-1, 1) * weights
 
     def _pulled(self, weights: Float64[Tensor, "nc k"]) -> Float64[Tensor, "p k"]:
         """Jᵀ U."""

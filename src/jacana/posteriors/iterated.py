@@ -198,7 +198,9 @@ class IteratedState(State):
             fit = (found.x * (cross - found.remainder)).sum(0)
             small = (variance < TRUSTED * EPS * (prior.flatten() + fit.abs())).nonzero().flatten()
             if len(small):
-                variance[small] = joseph_variance(self.observations, block, found.x, small, self._system.pulled)
+                variance[small] = joseph_variance(
+                    model, block, found.x, self._spread(found.x), small, self._system.pulled
+                )
             parts.append(variance.view_as(prior))
         return torch.cat(parts)
 
@@ -213,9 +215,13 @@ class IteratedState(State):
         covariance = prior - explained - explained.T + 0.5 * (fit + fit.T)
         doubt = TRUSTED * EPS * (prior.diagonal() + fit.diagonal().abs())
         if bool((covariance.diagonal() < doubt).any()):
-            root = joseph_root(self.observations, x, found.x, self._system.pulled)
+            root = joseph_root(self.observations.model, x, found.x, self._spread(found.x), self._system.pulled)
             return root.T @ root
         return covariance
+
+    def _spread(self, weights: Float64[Tensor, "nc mc"]) -> Float64[Tensor, "nc mc"]:
+        """Σ^½ C."""
+        return self.observations.noise.sqrt().reshape(-1, 1) * weights
 
     def sample_weights(self, n: int, generator: torch.Generator | None) -> Float64[Tensor, "p n"]:
         prior, missing = self._system.weight_samples(n, generator)

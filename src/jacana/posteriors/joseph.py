@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jacana.linearization import budget, pull, require
 from jacana.networks import Examples
-from jacana.posteriors.observations import Observations
+from jacana.posteriors.observations import Model
 
 __all__ = ["EPS", "TRUSTED", "joseph_root", "joseph_variance"]
 
@@ -22,27 +22,34 @@ Pull = Callable[[Float64[Tensor, "nc k"]], Float64[Tensor, "p k"]]
 
 
 def joseph_variance(
-    observations: Observations, x: Examples, weights: Float64[Tensor, "nc mc"], rows: Tensor, pulled: Pull
+    model: Model,
+    x: Examples,
+    weights: Float64[Tensor, "nc mc"],
+    spread: Float64[Tensor, "q mc"],
+    rows: Tensor,
+    pulled: Pull,
 ) -> Float64[Tensor, " k"]:
     """The variance of f* − Cᵀy at the given rows, as many at once as fit in memory."""
-    at_once = max(1, budget(weights.device) // (4 * 8 * observations.model.lin.n_parameters))
-    roots = (joseph_root(observations, x, weights, pulled, some) for some in torch.split(rows, at_once))
+    at_once = max(1, budget(weights.device) // (4 * 8 * model.lin.n_parameters))
+    roots = (joseph_root(model, x, weights, spread, pulled, some) for some in torch.split(rows, at_once))
     return torch.cat([root.square().sum(0) for root in roots])
 
 
 def joseph_root(
-    observations: Observations,
+    model: Model,
     x: Examples,
     weights: Float64[Tensor, "nc mc"],
+    spread: Float64[Tensor, "q mc"],
     pulled: Pull,
     rows: Tensor | None = None,
 ) -> Float64[Tensor, "q k"]:
     """R with Rᵀ R the covariance of f* − Cᵀy: S^½(J*ᵀ − JᵀC) above Σ^½ C. For C = (K + Σ)⁻¹ K* it is the posterior's.
 
     Args:
-        observations: what was observed.
+        model: the prior.
         x: where f* is.
         weights: C.
+        spread: Σ^½ C.
         pulled: U ↦ JᵀU of the observed examples.
         rows: which values f* are wanted; by default all.
 
@@ -52,7 +59,6 @@ def joseph_root(
     References:
         Bucy and Joseph 1968, Filtering for Stochastic Processes.
     """
-    model = observations.model
     if rows is None:
         rows = torch.arange(weights.shape[1], device=weights.device)
     require(3 * 8 * model.lin.n_parameters * len(rows), weights.device,
@@ -62,4 +68,4 @@ def joseph_root(
     units[rows, torch.arange(len(rows), device=weights.device)] = 1.0
     chosen = weights[:, rows]
     gap = model.prior.vector(weights.device).unsqueeze(1) * (pull(model.lin, x, units) - pulled(chosen))
-    return torch.cat([gap, observations.noise.sqrt().reshape(-1, 1) * chosen])
+    return torch.cat([gap, spread[:, rows]])

@@ -48,7 +48,7 @@ class Landmarks:
         self._model, self.examples, self.rank = model, examples, len(examples) * c
         self._variances = model.prior.vector(model.lin.device).square().unsqueeze(1)
         nothing = torch.zeros(len(examples), c, dtype=torch.float64, device=model.lin.device)
-        zeros = Observations(model, examples, nothing, Gaussian(math.sqrt(shift)), flat=False)
+        zeros = Observations(model, examples, nothing, nothing, Gaussian(math.sqrt(shift)), flat=False)
         self.rest = FunctionSpaceState(zeros, Cholesky(), self._factor)
 
     def features(self, x: Examples) -> Float64[Tensor, "r mc"]:

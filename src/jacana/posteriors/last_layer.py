@@ -88,7 +88,7 @@ class LastLayer(Method):
         lin = model.lin.restricted(names)
         stds = dict(zip(model.lin.names, model.prior.stds, strict=True))
         prior = Prior.of(lin.network, {name: stds[name] for name in names})
-        inner = replace(observations, model=Model(lin, prior, model.zero_mean))
+        inner = replace(observations, model=replace(model, lin=lin, prior=prior))
         method = choose(inner).method if self.method is None else self.method
         return _LastLayerState(observations, method.condition(inner, progress=progress))
 

@@ -10,12 +10,16 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from jacana.errors import InvalidOption
+from jacana.likelihoods import Gaussian, Likelihood
 from jacana.networks import Examples
 from jacana.operators import Estimate
 from jacana.posteriors.observations import Observations
 from jacana.solvers import Solution
 
 __all__ = ["Method", "State"]
+
+_TOGETHER = 16
+"""Examples whose joint covariance is computed for the sake of its blocks."""
 
 
 class State(ABC):
@@ -41,6 +45,15 @@ class State(ABC):
     @abstractmethod
     def covariance(self, x: Examples) -> Float64[Tensor, "mc mc"]:
         """The covariance of all latent values."""
+
+    def blocks(self, x: Examples) -> Float64[Tensor, "m c c"]:
+        """The covariance of the outputs of each example."""
+        c = self.observations.c
+        parts = []
+        for few in x.batches(_TOGETHER):
+            whole = self.covariance(few).view(len(few), c, len(few), c)
+            parts.append(whole.diagonal(dim1=0, dim2=2).movedim(2, 0))
+        return torch.cat(parts)
 
     @abstractmethod
     def sample_weights(self, n: int, generator: torch.Generator | None) -> Float64[Tensor, "p n"]:
@@ -86,6 +99,18 @@ class Method(ABC):
     def streams(self) -> bool:
         """Whether the examples of a DataLoader or a memory map need not be in memory all at once."""
         return False
+
+    def check(self, likelihood: Likelihood) -> None:
+        """Refuse a likelihood that it cannot infer with: here any but Gaussian noise.
+
+        Raises:
+            InvalidOption: says which methods can.
+        """
+        if not isinstance(likelihood, Gaussian):
+            raise InvalidOption(
+                f"method: {type(self).__name__} is for Gaussian noise, and the likelihood is "
+                f"{type(likelihood).__name__}; take jacana.Laplace(), jacana.Variational() or jacana.MAP()."
+            )
 
     @abstractmethod
     def condition(self, observations: Observations, *, progress: bool) -> State:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64, Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from jacana.errors import InvalidData, InvalidOption
-from jacana.likelihoods import Gaussian
-from jacana.linearization import Linearization, Prior
+from jacana.likelihoods import Gaussian, Likelihood
+from jacana.linearization import Linearization, Prior, push
 from jacana.networks import Data, Examples, Source, as_source, as_targets
 
 __all__ = ["Model", "Observations", "observe"]
@@ -20,11 +21,21 @@ __all__ = ["Model", "Observations", "observe"]
 
 @dataclass(frozen=True)
 class Model:
-    """The prior of a tangent process: f = m + J δ, δ ~ N(0, S)."""
+    """The prior of a tangent process: f = m + J δ, δ ~ N(0, S), with m(x) = f(x; θ0) / T or zero.
+
+    Attributes:
+        lin: the linearization.
+        prior: S.
+        zero_mean: whether m = 0.
+        temperature: T.
+        origin: where the linearization was made, in δ: then m(x) = f(x; θ) / T − J δ₁; none at θ0.
+    """
 
     lin: Linearization
     prior: Prior
     zero_mean: bool
+    temperature: float = 1.0
+    origin: Float64[Tensor, " p"] | None = None
 
     def mean(self, x: Examples | Source) -> Float64[Tensor, "n c"]:
         """m(x)."""
@@ -33,25 +44,28 @@ class Model:
         if self.zero_mean:
             shape = (len(x), self.lin.findings(x).n_outputs)
             return torch.zeros(shape, dtype=torch.float64, device=self.lin.device)
-        return self.lin(x).to(torch.float64)
+        mean = self.lin(x).to(torch.float64) / self.temperature
+        return mean if self.origin is None else mean - push(self.lin, x, self.origin.unsqueeze(1)).view_as(mean)
 
 
 @dataclass(frozen=True)
 class Observations:
-    """n examples, what was observed there beyond the prior mean, and the noise.
+    """n examples, what was observed there, and how it comes from f.
 
     Attributes:
         model: the prior.
         x: the examples.
-        residual: y − m(x).
-        likelihood: how y comes from f.
-        flat: whether y was (n,).
+        offset: m(x).
+        targets: y, as the likelihood takes them.
+        likelihood: p(y | f).
+        flat: whether f is shown as (n,).
     """
 
     model: Model
     x: Examples | Source
-    residual: Float64[Tensor, "n c"]
-    likelihood: Gaussian
+    offset: Float64[Tensor, "n c"]
+    targets: Shaped[Tensor, "n ..."]
+    likelihood: Likelihood
     flat: bool
 
     @property
@@ -67,36 +81,69 @@ class Observations:
     @property
     def c(self) -> int:
         """The number of outputs."""
-        return self.residual.shape[1]
+        return self.offset.shape[1]
+
+    @cached_property
+    def residual(self) -> Float64[Tensor, "n c"]:
+        """y − m(x), of observations with Gaussian noise."""
+        return self.targets - self.offset
+
+    @property
+    def gaussian(self) -> Gaussian:
+        """The likelihood, where it is Gaussian.
+
+        Raises:
+            InvalidOption: it is another one.
+        """
+        if not isinstance(self.likelihood, Gaussian):
+            raise InvalidOption(
+                f"likelihood: got {type(self.likelihood).__name__}; expected jacana.Gaussian(noise_std) for this. For "
+                "any other take method=jacana.Laplace() or jacana.Variational()."
+            )
+        return self.likelihood
 
     @property
     def noise(self) -> Float64[Tensor, "n c"]:
         """The noise variance of each observation."""
-        return self.likelihood.variances(self.n, self.c, self.residual.device)
+        return self.gaussian.variances(self.n, self.c, self.offset.device)
+
+    def some(self, index: Int64[Tensor, " m"], x: Examples) -> Observations:
+        """Those with these numbers, at the examples ``x`` that have them."""
+        here = index.to(self.offset.device)
+        return replace(
+            self, x=x, offset=self.offset[here], targets=self.targets[here], likelihood=self.likelihood.at(index)
+        )
 
     def followed_by(self, other: Observations) -> Observations:
         """These observations and then ``other``."""
+        likelihood = (
+            self.likelihood.followed_by(other.likelihood, self.n, other.n, self.c)
+            if isinstance(self.likelihood, Gaussian) and isinstance(other.likelihood, Gaussian)
+            else self.likelihood
+        )
         return Observations(
             self.model,
             self.examples.followed_by(other.examples),
-            torch.cat([self.residual, other.residual]),
-            self.likelihood.followed_by(other.likelihood, self.n, other.n, self.c),
+            torch.cat([self.offset, other.offset]),
+            torch.cat([self.targets, other.targets]),
+            likelihood,
             self.flat,
         )
 
 
-def observe(model: Model, x: Data, y: Any, likelihood: Gaussian, *, streams: bool = False) -> Observations:
-    """Check data against the network and take the prior mean off.
+def observe(model: Model, x: Data, y: Any, likelihood: Likelihood, *, streams: bool = False) -> Observations:
+    """Check data against the network and the likelihood, and take the prior mean at them.
 
     Args:
         model: the prior.
         x: n examples, or a DataLoader of (input, target).
         y: targets.
-        likelihood: the noise.
+        likelihood: how y comes from f.
         streams: leave the examples of a DataLoader or a memory map where they are.
 
     Raises:
         InvalidData: data that cannot be used, or targets of another shape than the network's outputs.
+        InvalidOption: a likelihood that does not fit the outputs.
     """
     examples: Examples | Source
     if streams and (y is None) == isinstance(x, DataLoader):  # pairs refuses what does not go together
@@ -108,26 +155,27 @@ def observe(model: Model, x: Data, y: Any, likelihood: Gaussian, *, streams: boo
         examples, targets = model.lin.pairs(x, y)
         examples = examples.copied()
     c = model.lin.findings(examples.head).n_outputs
-    flat = targets.ndim == 1
-    columns = targets.unsqueeze(1) if flat else targets
-    if columns.shape[1] != c:
-        raise InvalidData(
-            f"y: got shape {tuple(targets.shape)}; expected ({len(columns)}, {c})"
-            f"{f' or ({len(columns)},)' if c == 1 else ''}, the network's outputs. Make class labels one-hot targets; "
-            "output= selects outputs of the network."
-        )
-    if len(columns) != len(examples):
-        raise InvalidData(f"y: got {len(columns)} targets for {len(examples)} examples; give one for each example.")
-    observations = Observations(model, examples, columns - model.mean(examples), likelihood, flat)
-    _ = observations.noise  # a noise that does not fit is refused here
-    return observations
+    if len(targets) != len(examples):
+        raise InvalidData(f"y: got {len(targets)} targets for {len(examples)} examples; give one for each example.")
+    if isinstance(likelihood, Gaussian):
+        columns = targets.unsqueeze(1) if targets.ndim == 1 else targets
+        if columns.shape[1] != c:
+            raise InvalidData(
+                f"y: got shape {tuple(targets.shape)}; expected ({len(columns)}, {c})"
+                f"{f' or ({len(columns)},)' if c == 1 else ''}, the network's outputs. For class labels pass "
+                "likelihood=jacana.Categorical(); output= selects outputs of the network."
+            )
+    likelihood.check(len(examples), c)
+    checked = likelihood.targets(targets, len(examples), c).to(model.lin.device)
+    flat = targets.ndim == 1 and c == 1
+    return Observations(model, examples, model.mean(examples), checked, likelihood, flat)
 
 
-def as_likelihood(noise_std: Any, likelihood: Gaussian | None) -> Gaussian:
+def as_likelihood(noise_std: Any, likelihood: Likelihood | None) -> Likelihood:
     """One likelihood from its short and its long form.
 
     Raises:
-        InvalidOption: none or both were given, or another kind of likelihood.
+        InvalidOption: none or both were given, or no likelihood.
     """
     if (noise_std is None) == (likelihood is None):
         got = "neither" if noise_std is None else "both"
@@ -137,6 +185,9 @@ def as_likelihood(noise_std: Any, likelihood: Gaussian | None) -> Gaussian:
         )
     if likelihood is None:
         return Gaussian(noise_std)
-    if not isinstance(likelihood, Gaussian):
-        raise InvalidOption(f"likelihood: got {type(likelihood).__name__}; expected jacana.Gaussian(noise_std).")
+    if not isinstance(likelihood, Likelihood):
+        raise InvalidOption(
+            f"likelihood: got {type(likelihood).__name__}; expected one, e.g. jacana.Gaussian(noise_std) or "
+            "jacana.Categorical()."
+        )
     return likelihood

@@ -10,7 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from jacana.errors import InvalidData, InvalidOption
-from jacana.likelihoods import Gaussian
+from jacana.likelihoods import Gaussian, Likelihood
 from jacana.linearization import push
 from jacana.networks import Data, Examples
 from jacana.operators import Estimate
@@ -46,8 +46,8 @@ class Posterior:
         self._state = state
 
     @property
-    def likelihood(self) -> Gaussian:
-        """The noise of the observations it was conditioned on."""
+    def likelihood(self) -> Likelihood:
+        """How the observations that it was conditioned on come from f."""
         return self._state.observations.likelihood
 
     @property
@@ -93,7 +93,7 @@ class Posterior:
 
         Args:
             x: m examples.
-            observed: of observations, with the noise, rather than of the latent f.
+            observed: of observations y, rather than of the latent f: with the noise, or as the likelihood has them.
 
         Raises:
             InvalidData: examples that cannot be used.
@@ -105,8 +105,12 @@ class Posterior:
         if lin.findings(examples).n_outputs != observations.c:
             raise InvalidData("x: the network gives another number of outputs than on the data it was conditioned on.")
         source = _PosteriorSource(self._state, examples)
-        if observed:
-            source.noise()  # refused here rather than at the first number
+        given = observations.likelihood.noise_std if isinstance(observations.likelihood, Gaussian) else None
+        if observed and given is not None and given.ndim == 2:  # refused here rather than at the first number
+            raise InvalidOption(
+                "observed: got True, but the noise was given for each example it was conditioned on, and new examples "
+                "have none; take the latent prediction and add the noise of these examples."
+            )
         return Prediction(source, flat=observations.flat, observed=bool(observed))
 
     def condition(self, x: Data, y: Any = None, noise_std: Any = None) -> Posterior:
@@ -125,8 +129,11 @@ class Posterior:
             InvalidOption: the noise was given for each old example, and is missing for the new ones.
         """
         old = self._state.observations
-        if noise_std is None and old.likelihood.noise_std.ndim == 2:
+        gaussian = isinstance(old.likelihood, Gaussian)
+        if isinstance(old.likelihood, Gaussian) and noise_std is None and old.likelihood.noise_std.ndim == 2:
             raise InvalidOption("noise_std: got None; it was given for each example, so give it for the new ones too.")
+        if noise_std is not None and not gaussian:
+            raise InvalidOption(f"noise_std: got {noise_std!r} for a {type(old.likelihood).__name__} likelihood.")
         likelihood = old.likelihood if noise_std is None else Gaussian(noise_std)
         return Posterior(self.method, self._state.extended(observe(old.model, x, y, likelihood)), self.reason)
 
@@ -186,11 +193,9 @@ class _PosteriorSource(Source):
         mean = self.mean()
         return mean + changes.T.reshape(n, *mean.shape)
 
-    def noise(self) -> Float64[Tensor, "m c"]:
-        if self._state.observations.likelihood.noise_std.ndim == 2:
-            raise InvalidOption(
-                "observed: got True, but the noise was given for each example it was conditioned on, and new examples "
-                "have none; take the latent prediction and add the noise of these examples."
-            )
-        device = self._model.lin.device
-        return self._state.observations.likelihood.variances(len(self._x), self._state.observations.c, device)
+    def blocks(self) -> Float64[Tensor, "m c c"]:
+        return self._state.blocks(self._x)
+
+    @property
+    def likelihood(self) -> Likelihood:
+        return self._state.observations.likelihood

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, final
 
 import torch
@@ -9,7 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from jacana.errors import InvalidOption
-from jacana.likelihoods import Gaussian
+from jacana.likelihoods import Likelihood
 from jacana.linearization import Linearization, Prior, PriorStd, dense_kernel, diagonal_blocks, linearize, push
 from jacana.networks import Data, Examples
 from jacana.operators import standard_normal
@@ -34,7 +35,9 @@ class TangentGP:
             ``TangentGP(jacana.linearize(net, parameters="head"))``.
         prior_std: the standard deviation of the weight change; a number, or a mapping from dotted name prefixes.
             Learn it with :func:`maximize_evidence`.
-        mean: ``"network"``: m(x) = f(x; θ0), adaptation starts from what the network says; ``"zero"``: m(x) = 0.
+        mean: ``"network"``: m(x) = f(x; θ0) / T, adaptation starts from what the network says; ``"zero"``: m(x) = 0.
+        temperature: T; above one where logits are overconfident on the new task. Learned with the scales by
+            :func:`maximize_evidence` for class labels.
         progress: show a bar for work of over a second.
 
     Raises:
@@ -61,14 +64,29 @@ class TangentGP:
         net: nn.Module | Linearization,
         prior_std: PriorStd = 1.0,
         mean: str = "network",
+        temperature: float | int = 1.0,
         *,
         progress: bool = True,
     ) -> None:
         if mean not in ("network", "zero"):
             raise InvalidOption(f"mean: got {mean!r}; expected 'network' (the network's own output) or 'zero'.")
+        if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0.0 < temperature < math.inf:
+            raise InvalidOption(f"temperature: got {temperature!r}; expected a positive number that divides the logits.")
         lin = net if isinstance(net, Linearization) else linearize(net)
-        self._model = Model(lin, Prior.of(lin.network, prior_std), mean == "zero")
+        self._model = Model(lin, Prior.of(lin.network, prior_std), mean == "zero", float(temperature))
         self._progress = bool(progress)
+
+    @classmethod
+    def of(cls, model: Model, *, progress: bool = True) -> TangentGP:
+        """The process with a prior that was made by other means."""
+        gp = cls.__new__(cls)
+        gp._model, gp._progress = model, progress
+        return gp
+
+    @property
+    def model(self) -> Model:
+        """The prior."""
+        return self._model
 
     @property
     def linearization(self) -> Linearization:
@@ -84,6 +102,11 @@ class TangentGP:
     def mean(self) -> str:
         """``"network"`` or ``"zero"``."""
         return "zero" if self._model.zero_mean else "network"
+
+    @property
+    def temperature(self) -> float:
+        """T, by which the network's outputs are divided."""
+        return self._model.temperature
 
     @property
     def progress(self) -> bool:
@@ -106,20 +129,22 @@ class TangentGP:
         y: Any = None,
         noise_std: Any = None,
         *,
-        likelihood: Gaussian | None = None,
+        likelihood: Likelihood | None = None,
         method: Method | None = None,
     ) -> Posterior:
-        """The exact posterior given n observations y = f(x) + ε.
+        """The posterior given n observations: exact for y = f(x) + ε, with other likelihoods by :class:`Laplace`.
 
         Args:
             x: n examples, or a DataLoader of (input, target). What is in a DataLoader or a memory map
                 (``numpy.load(..., mmap_mode="r")``) stays there with ``Pathwise()`` and ``FunctionSpace(CG())``, which
                 read it again at every pass.
-            y: targets, (n, c) or (n,).
+            y: targets, (n, c) or (n,); labels from 0 for :class:`Categorical`.
             noise_std: σ of ε: a number, (c,) or (n, c); short for ``likelihood=Gaussian(noise_std)``.
-            likelihood: the long form.
-            method: :class:`FunctionSpace`, :class:`WeightSpace`, :class:`Pathwise`, :class:`NystromFeatures` or
-                :class:`LastLayer`. By default the smaller side is factorised: function space where the observations
+            likelihood: how y comes from f.
+            method: for Gaussian noise :class:`FunctionSpace`, :class:`WeightSpace`, :class:`Pathwise`,
+                :class:`NystromFeatures` or :class:`LastLayer`; for any likelihood :class:`Laplace`, :class:`MAP` or
+                :class:`Variational`; for labels also :class:`OneHotRegression` or :class:`DirichletRegression`. By
+                default the first of these, and with Gaussian noise the smaller side is factorised: function space where the observations
                 n·c are no more than the parameters p, else weight space; the other, if that does not fit in memory, or
                 takes over a minute by count and the other less. Where neither fits, or takes under an hour, also
                 function space by conjugate gradients, ``FunctionSpace(CG())``. What was taken is the posterior's
@@ -134,19 +159,23 @@ class TangentGP:
         Warns:
             LongWork: no method was named, and the one that was taken will need over an hour.
         """
-        noise = as_likelihood(noise_std, likelihood)
+        chosen = as_likelihood(noise_std, likelihood)
         if method is not None and not isinstance(method, Method):
             raise InvalidOption(
                 f"method: got {method!r}; expected an object with its options, jacana.FunctionSpace() or "
                 "jacana.WeightSpace(), or None for the cheaper."
             )
-        observations = observe(self._model, x, y, noise, streams=method is not None and method.streams)
+        observations = observe(self._model, x, y, chosen, streams=method is not None and method.streams)
         choice = choose(observations) if method is None else Choice(method, "as asked")
+        choice.method.check(chosen)
         state = choice.method.condition(observations, progress=self._progress)
         return Posterior(choice.method, state, choice.reason)
 
     def __repr__(self) -> str:
-        return f"TangentGP({self.linearization}, prior_std={self.prior_std}, mean={self.mean!r})"
+        return (
+            f"TangentGP({self.linearization}, prior_std={self.prior_std}, mean={self.mean!r}"
+            f"{'' if self.temperature == 1.0 else f', temperature={self.temperature:.6g}'})"
+        )
 
 
 class _PriorSource(Source):
@@ -169,5 +198,9 @@ class _PriorSource(Source):
         mean = self.mean()
         return mean + changes.T.reshape(n, *mean.shape)
 
-    def noise(self) -> Float64[Tensor, "m c"]:
-        return torch.zeros_like(self.mean())
+    def blocks(self) -> Float64[Tensor, "m c c"]:
+        return diagonal_blocks(self._model.lin, self._x, self._model.prior)
+
+    @property
+    def likelihood(self) -> None:
+        return None
