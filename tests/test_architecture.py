@@ -24,6 +24,7 @@ ORDER = (
     "networks",
     "linearization",
     "likelihoods",
+    "predictive",
     "operators",
     "solvers",
     "prediction",

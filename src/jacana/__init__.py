@@ -25,6 +25,7 @@ from jacana.likelihoods import Gaussian as Gaussian
 from jacana.likelihoods import HeteroscedasticGaussian as HeteroscedasticGaussian
 from jacana.likelihoods import Likelihood as Likelihood
 from jacana.likelihoods import Poisson as Poisson
+from jacana.likelihoods import Weighted as Weighted
 from jacana.linearization import Linearization as Linearization
 from jacana.linearization import explain as explain
 from jacana.linearization import gram as gram
@@ -50,6 +51,9 @@ from jacana.posteriors import Posterior as Posterior
 from jacana.posteriors import TangentGP as TangentGP
 from jacana.posteriors import WeightSpace as WeightSpace
 from jacana.prediction import Prediction as Prediction
+from jacana.predictive import LaplaceBridge as LaplaceBridge
+from jacana.predictive import MonteCarlo as MonteCarlo
+from jacana.predictive import Probit as Probit
 from jacana.solvers import CG as CG
 from jacana.solvers import SDD as SDD
 from jacana.solvers import Cholesky as Cholesky
@@ -73,20 +77,24 @@ __all__ = [
     "Gaussian",
     "HeteroscedasticGaussian",
     "Jacobian",
+    "LaplaceBridge",
     "LastLayer",
     "LeaveOneOut",
     "Likelihood",
     "Linearization",
+    "MonteCarlo",
     "NTKRegressor",
     "NystromFeatures",
     "Pathwise",
     "Poisson",
     "Posterior",
     "Prediction",
+    "Probit",
     "Similarity",
     "Solution",
     "TangentGP",
     "WeightSpace",
+    "Weighted",
     "compare_networks",
     "compare_tasks",
     "errors",

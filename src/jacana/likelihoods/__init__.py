@@ -5,4 +5,6 @@ from jacana.likelihoods.categorical import Categorical as Categorical
 from jacana.likelihoods.gaussian import Gaussian as Gaussian
 from jacana.likelihoods.heteroscedastic_gaussian import HeteroscedasticGaussian as HeteroscedasticGaussian
 from jacana.likelihoods.likelihood import Likelihood as Likelihood
+from jacana.likelihoods.nodes import Nodes as Nodes
 from jacana.likelihoods.poisson import Poisson as Poisson
+from jacana.likelihoods.weighted import Weighted as Weighted

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from jacana.errors import InvalidData
-from jacana.likelihoods.likelihood import Likelihood, numbers
+from jacana.likelihoods.likelihood import Likelihood, beside, numbers
 
 __all__ = ["Bernoulli"]
 
@@ -22,6 +23,11 @@ class Bernoulli(Likelihood):
     """p(y = 1 | f) = 1 / (1 + exp(−f)): one logit for two classes, or c logits for c labels that do not exclude others.
 
         ∇ log p = y − π,     H = diag(π (1 − π)),     π = sigmoid(f)
+
+    The probability of a label where f ~ N(m, v) is approximately sigmoid(m / √(1 + π v / 8)), right to 0.02.
+
+    References:
+        MacKay 1992, The evidence framework applied to classification networks, section 4, for the approximation.
 
     Example:
         >>> import jacana, torch
@@ -47,6 +53,27 @@ class Bernoulli(Likelihood):
     def curvature_root(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c c"]:
         return torch.diag_embed((f.sigmoid() * (-f).sigmoid()).sqrt())
 
+    @property
+    def by_output(self) -> bool:
+        return True
+
+    def sample(self, f: Float[Tensor, "n c"], generator: torch.Generator | None = None) -> Float64[Tensor, "n c"]:
+        return torch.bernoulli(beside(f, generator).sigmoid(), generator=generator).to(f.device)
+
+    def conditional_moments(self, f: Float[Tensor, "n c"]) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
+        return f.sigmoid(), f.sigmoid() * (-f).sigmoid()
+
+    def moments(
+        self, mean: Float[Tensor, "m c"], covariance: Float[Tensor, "m c c"]
+    ) -> tuple[Float[Tensor, "m c"], Float[Tensor, "m c"]]:
+        return self.conditional_moments(_moderated(mean, covariance))
+
+    def probabilities(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        return f.sigmoid()
+
+    def probit(self, mean: Float[Tensor, "m c"], covariance: Float[Tensor, "m c c"]) -> Float[Tensor, "m c"]:
+        return _moderated(mean, covariance).sigmoid()
+
     def targets(self, y: Any, n: int, c: int) -> Float[Tensor, "n c"]:
         """Zeros and ones, (n, c).
 
@@ -57,3 +84,8 @@ class Bernoulli(Likelihood):
         if not bool(((values == 0.0) | (values == 1.0)).all()):
             raise InvalidData("y: got values other than 0 and 1; expected those. Encode the labels first.")
         return values
+
+
+def _moderated(mean: Float[Tensor, "m c"], covariance: Float[Tensor, "m c c"]) -> Float[Tensor, "m c"]:
+    """κ(v) m, MacKay's κ(v) = 1 / √(1 + π v / 8)."""
+    return mean / (1.0 + math.pi / 8.0 * covariance.diagonal(dim1=1, dim2=2)).sqrt()

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from jacana.errors import InvalidOption
-from jacana.likelihoods.likelihood import Likelihood
+from jacana.likelihoods.likelihood import Likelihood, normal
 
 __all__ = ["Gaussian"]
 
@@ -74,6 +74,22 @@ class Gaussian(Likelihood):
 
     def curvature_root(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c c"]:
         return torch.diag_embed(self._precisions(f).sqrt())
+
+    @property
+    def by_output(self) -> bool:
+        return self.noise_std.ndim == 0
+
+    def sample(self, f: Float[Tensor, "n c"], generator: torch.Generator | None = None) -> Float64[Tensor, "n c"]:
+        return f.to(torch.float64) + self.variances(len(f), f.shape[1], f.device).sqrt() * normal(f, generator)
+
+    def conditional_moments(self, f: Float[Tensor, "n c"]) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
+        return f, self.variances(len(f), f.shape[1], f.device).to(f)
+
+    def moments(
+        self, mean: Float[Tensor, "m c"], covariance: Float[Tensor, "m c c"]
+    ) -> tuple[Float[Tensor, "m c"], Float[Tensor, "m c"]]:
+        noise = self.variances(len(mean), mean.shape[1], mean.device).to(mean)
+        return mean, covariance.diagonal(dim1=1, dim2=2) + noise
 
     def check(self, n: int, c: int) -> None:
         self.variances(n, c, torch.device("cpu"))

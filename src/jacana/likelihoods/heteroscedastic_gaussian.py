@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from jacana.errors import InvalidOption
-from jacana.likelihoods.likelihood import Likelihood, numbers
+from jacana.likelihoods.likelihood import Likelihood, normal, numbers
 
 __all__ = ["HeteroscedasticGaussian"]
 
@@ -56,6 +56,21 @@ class HeteroscedasticGaussian(Likelihood):
 
     def curvature_root(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c c"]:
         return torch.diag_embed(_diagonal(f).sqrt())
+
+    def sample(self, f: Float[Tensor, "n c"], generator: torch.Generator | None = None) -> Float64[Tensor, "n d"]:
+        mean, log_variance = f.to(torch.float64).chunk(2, 1)
+        return mean + (0.5 * log_variance).exp() * normal(mean, generator)
+
+    def conditional_moments(self, f: Float[Tensor, "n c"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
+        mean, log_variance = f.chunk(2, 1)
+        return mean, log_variance.exp()
+
+    def moments(
+        self, mean: Float[Tensor, "m c"], covariance: Float[Tensor, "m c c"]
+    ) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d"]]:
+        expectation, log_variance = mean.chunk(2, 1)
+        between, of_log = covariance.diagonal(dim1=1, dim2=2).chunk(2, 1)
+        return expectation, between + (log_variance + 0.5 * of_log).exp()
 
     def check(self, n: int, c: int) -> None:
         if c % 2:

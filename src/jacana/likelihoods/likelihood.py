@@ -7,20 +7,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from jacana.errors import InvalidData, InvalidOption
+from jacana.likelihoods.nodes import Nodes
 
-__all__ = ["Likelihood", "numbers", "plain"]
+__all__ = ["Likelihood", "beside", "normal", "numbers", "plain"]
 
 
 class Likelihood(ABC):
     """p(y | f), independent over examples.
 
     A new likelihood is a subclass with :meth:`log_prob`, :meth:`gradient` and :meth:`curvature`; where there is a
-    shorter way to multiply with the curvature or to its root, it overrides these. Everything is computed in the dtype
-    and on the device of f.
+    shorter way to multiply with the curvature or to its root, it overrides these. New observations are drawn by
+    :meth:`sample` and have the mean and the variance of :meth:`conditional_moments`; one of classes has
+    :meth:`probabilities`. Everything is computed in the dtype and on the device of f.
 
     Example:
         >>> import jacana, torch
@@ -67,6 +69,79 @@ class Likelihood(ABC):
             )
         return vectors * values.clamp(min=0.0).sqrt().unsqueeze(1)
 
+    @property
+    def by_output(self) -> bool:
+        """Whether target k comes from output k alone, p(y | f) = Π_k p(y_k | f_k), by the same rule for each."""
+        return False
+
+    def sample(self, f: Float[Tensor, "n c"], generator: torch.Generator | None = None) -> Shaped[Tensor, "n ..."]:
+        """Draw yᵢ ~ p(y | fᵢ) for each example, as :meth:`targets` returns them.
+
+        Args:
+            f: function values.
+            generator: the source of randomness; torch's default generator if None.
+
+        Raises:
+            InvalidOption: the likelihood does not say how.
+        """
+        raise self._lacks("sample(f, generator=None)", "draws a y for each example")
+
+    def conditional_moments(self, f: Float[Tensor, "n c"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
+        """E[y | f] and var[y | f] of each target; of labels, those of the indicator of each class.
+
+        Raises:
+            InvalidOption: the likelihood does not say them.
+        """
+        raise self._lacks("conditional_moments(f)", "gives the mean and the variance of y, (n, d) each")
+
+    def moments(
+        self, mean: Float[Tensor, "m c"], covariance: Float[Tensor, "m c c"]
+    ) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d"]]:
+        """E y and var y of a new observation of each example, where f ~ N(mean, covariance).
+
+            E y = E E[y | f],     var y = E var[y | f] + var E[y | f]
+
+        In closed form for every likelihood of the package, which is exact but for classes (see :meth:`probit`); here
+        by 64 nodes for one output and by 256 for more, from :meth:`conditional_moments`.
+
+        Args:
+            mean: of f at m examples.
+            covariance: of the outputs of each example.
+
+        Raises:
+            InvalidData: a covariance that is none.
+            InvalidOption: the likelihood has no :meth:`conditional_moments`, or its noise is of other examples.
+        """
+        nodes, m = Nodes.standard(mean.shape[1]), len(mean)
+        expected = nodes.expect(lambda f: torch.stack(self.conditional_moments(f), 1), mean, covariance)
+        expectation, within = expected.unbind(1)
+
+        def between(f: Float[Tensor, "k c"]) -> Float[Tensor, "k d"]:
+            return (self.conditional_moments(f)[0] - expectation.repeat(len(f) // m, 1)).square()
+
+        return expectation, within + nodes.expect(between, mean, covariance)
+
+    def probabilities(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        """p(y = k | f) of each class k, or of each label.
+
+        Raises:
+            InvalidOption: the likelihood has no classes.
+        """
+        raise self._lacks("probabilities(f)", "gives the probability of each class, (n, c)")
+
+    def probit(self, mean: Float[Tensor, "m c"], covariance: Float[Tensor, "m c c"]) -> Float[Tensor, "m c"]:
+        """E p(y = k | f) where f ~ N(mean, covariance), as if the logistic function were a probit: in closed form.
+
+        Args:
+            mean: of f at m examples.
+            covariance: of the outputs of each example.
+
+        Raises:
+            InvalidData: a difference of outputs with a negative variance.
+            InvalidOption: the likelihood has no classes.
+        """
+        raise self._lacks("probit(mean, covariance)", "approximates the expected probability of each class, (m, c)")
+
     def check(self, n: int, c: int) -> None:  # noqa: B027 - most fit any
         """Refuse a number of examples or outputs that it does not fit.
 
@@ -89,6 +164,23 @@ class Likelihood(ABC):
     def at(self, index: Int64[Tensor, " m"]) -> Likelihood:
         """The likelihood of the examples with these numbers."""
         return self
+
+    def _lacks(self, method: str, what: str) -> InvalidOption:
+        return InvalidOption(
+            f"likelihood: {type(self).__name__} has no {method}, which {what}; write this method, or take a likelihood "
+            "that has it."
+        )
+
+
+def beside(f: Float[Tensor, "n c"], generator: torch.Generator | None) -> Float64[Tensor, "n c"]:
+    """Function values in float64, on the device that the generator draws on."""
+    return f.to(torch.float64) if generator is None else f.to(generator.device, torch.float64)
+
+
+def normal(f: Float[Tensor, "n c"], generator: torch.Generator | None) -> Float64[Tensor, "n c"]:
+    """Standard normal numbers, as many as f has."""
+    device = f.device if generator is None else generator.device
+    return torch.randn(f.shape, generator=generator, device=device, dtype=torch.float64).to(f.device)
 
 
 def plain(y: Any, expected: str) -> Tensor:

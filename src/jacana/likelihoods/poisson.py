@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from jacana.errors import InvalidData
-from jacana.likelihoods.likelihood import Likelihood, numbers
+from jacana.likelihoods.likelihood import Likelihood, beside, numbers
 
 __all__ = ["Poisson"]
+
+_UNCOUNTED = 2.0**53
 
 
 @final
@@ -45,6 +47,31 @@ class Poisson(Likelihood):
 
     def curvature_root(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c c"]:
         return torch.diag_embed((0.5 * f).exp())
+
+    @property
+    def by_output(self) -> bool:
+        return True
+
+    def sample(self, f: Float[Tensor, "n c"], generator: torch.Generator | None = None) -> Float64[Tensor, "n c"]:
+        """Counts, (n, c).
+
+        Raises:
+            InvalidData: a rate that is not finite, or beyond what float64 can count.
+        """
+        rate = beside(f, generator).exp()
+        if not bool((rate < _UNCOUNTED).all()):
+            raise InvalidData(f"f: got a rate exp(f) up to {float(rate.max()):.3g}; expected below 2^53.")
+        return torch.poisson(rate, generator=generator).to(f.device)
+
+    def conditional_moments(self, f: Float[Tensor, "n c"]) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
+        return f.exp(), f.exp()
+
+    def moments(
+        self, mean: Float[Tensor, "m c"], covariance: Float[Tensor, "m c c"]
+    ) -> tuple[Float[Tensor, "m c"], Float[Tensor, "m c"]]:
+        variance = covariance.diagonal(dim1=1, dim2=2)
+        expectation = (mean + 0.5 * variance).exp()  # the rate is log-normal
+        return expectation, expectation + variance.expm1() * expectation * expectation
 
     def targets(self, y: Any, n: int, c: int) -> Float[Tensor, "n c"]:
         """Counts, (n, c).
