@@ -190,16 +190,16 @@ def gaussian_process(linearization: jacana.Linearization, task: Task) -> Outcome
     posteriors = {}
     for name, candidate in candidates.items():
         gp, likelihood = jacana.maximize_evidence(candidate, x, y)  # one factor on the prior, and the noise
-        posteriors[name] = gp, gp.condition(x, y, likelihood=likelihood)
+        posteriors[name] = gp, gp.condition(x, y, likelihood=likelihood), likelihood
     chosen = max(posteriors, key=lambda name: posteriors[name][1].log_evidence)
-    gp, posterior = posteriors[chosen]
+    gp, posterior, noise = posteriors[chosen]
     left_out = posterior.leave_one_out()
     temperature = temperature_of(left_out.mean, labels)
     outputs = posterior.predict(task.test[0]).mean
     choices = {
         "chosen": chosen,
         "log_evidences": {name: item[1].log_evidence for name, item in posteriors.items()},
-        "noise_std": float(posterior.likelihood.noise_std),
+        "noise_std": float(noise.noise_std),
         "prior_std": gp.prior_std,
         "leave_one_out_accuracy": accuracy(left_out.mean.numpy(), labels.numpy()),
         "leave_one_out_nll": float(cross_entropy(left_out.mean / temperature, labels)),

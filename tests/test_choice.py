@@ -38,7 +38,9 @@ def observations(widths, n, noise=0.1, c=1):
     lin = jacana.linearize(net)
     x = Examples((torch.ones(1, 5).expand(n, 5),))
     residual = torch.zeros(1, 1, dtype=torch.float64).expand(n, c)
-    return Observations(Model(lin, Prior.of(lin.network, 1.0), False), x, torch.zeros_like(residual), residual, Gaussian(noise), False)
+    return Observations(
+        Model(lin, Prior.of(lin.network, 1.0), False), x, torch.zeros_like(residual), residual, Gaussian(noise), False
+    )
 
 
 ITERATIVE = FunctionSpace(CG())

@@ -42,7 +42,9 @@ from jacana.operators import compare_tasks as compare_tasks
 from jacana.operators import estimate_log_determinant as estimate_log_determinant
 from jacana.operators import estimate_trace as estimate_trace
 from jacana.operators import top_eigenpairs as top_eigenpairs
+from jacana.posteriors import MAP as MAP
 from jacana.posteriors import FunctionSpace as FunctionSpace
+from jacana.posteriors import Laplace as Laplace
 from jacana.posteriors import LastLayer as LastLayer
 from jacana.posteriors import LeaveOneOut as LeaveOneOut
 from jacana.posteriors import NystromFeatures as NystromFeatures
@@ -63,6 +65,7 @@ from jacana.solvers import preconditioners as preconditioners
 
 __all__ = [
     "CG",
+    "MAP",
     "NTK",
     "SDD",
     "Bernoulli",
@@ -77,6 +80,7 @@ __all__ = [
     "Gaussian",
     "HeteroscedasticGaussian",
     "Jacobian",
+    "Laplace",
     "LaplaceBridge",
     "LastLayer",
     "LeaveOneOut",

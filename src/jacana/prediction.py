@@ -198,8 +198,10 @@ class Prediction:
     @property
     def _noise(self) -> Float64[Tensor, "m c"]:
         """The variance of y − f."""
-        assert isinstance(self._likelihood, Gaussian)  # or it would be averaged
-        return self._likelihood.variances(*self._latent.shape, self._latent.device)
+        likelihood = self._likelihood
+        if not isinstance(likelihood, Gaussian):
+            raise InvalidOption(f"likelihood: {type(likelihood).__name__} has no variance of y − f.")
+        return likelihood.variances(len(self._latent), self._latent.shape[1], self._latent.device)
 
     def _shaped(self, values: Tensor) -> Tensor:
         return values.squeeze(1) if self._flat and values.ndim == 2 else values

@@ -16,7 +16,7 @@ from jacana.evidence.spectrum import NOISE_RANGE
 from jacana.likelihoods import Gaussian
 from jacana.linearization import Prior
 from jacana.operators import standard_normal
-from jacana.posteriors import Model, Observations, Pathwise, System
+from jacana.posteriors import Observations, Pathwise, System
 from jacana.solvers.preconditioners import Prepared
 
 __all__ = ["Learned", "fixed_point"]

@@ -17,7 +17,7 @@ from jacana.evidence.statistics import statistics
 from jacana.likelihoods import Gaussian
 from jacana.linearization import Prior, Products, fits
 from jacana.networks import Data, layer_of
-from jacana.posteriors import Model, Observations, Pathwise, TangentGP, observe
+from jacana.posteriors import Observations, Pathwise, TangentGP, observe
 
 __all__ = ["maximize_evidence"]
 
@@ -106,7 +106,6 @@ def _maximize(
     fixed_noise: Gaussian | None,
 ) -> tuple[TangentGP, Gaussian]:
     base = gp if fixed_prior is None else TangentGP(gp.linearization, fixed_prior, gp.mean, progress=gp.progress)
-    lin = base.linearization
     model = base.model
     streams = method is not None
     observations = observe(model, x, y, Gaussian(1.0) if fixed_noise is None else fixed_noise, streams=streams)

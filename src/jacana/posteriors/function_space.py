@@ -129,9 +129,7 @@ class FunctionSpaceState(State):
             variance = prior.flatten() - explained
             small = (variance < TRUSTED * doubt).nonzero().flatten()
             if len(small):
-                variance[small] = joseph_variance(
-                    model, block, weights, self._spread(weights), small, self._pulled
-                )
+                variance[small] = joseph_variance(model, block, weights, self._spread(weights), small, self._pulled)
             parts.append(variance.view_as(prior))
         return torch.cat(parts)
 

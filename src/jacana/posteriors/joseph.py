@@ -42,7 +42,7 @@ def joseph_root(
     spread: Float64[Tensor, "q mc"],
     pulled: Pull,
     rows: Tensor | None = None,
-) -> Float64[Tensor, "q k"]:
+) -> Float64[Tensor, "rows k"]:
     """R with Rᵀ R the covariance of f* − Cᵀy: S^½(J*ᵀ − JᵀC) above Σ^½ C. For C = (K + Σ)⁻¹ K* it is the posterior's.
 
     Args:

@@ -17,7 +17,7 @@ from jacana.networks import Examples
 from jacana.operators import Estimate
 from jacana.posteriors.choice import choose
 from jacana.posteriors.method import Method, State
-from jacana.posteriors.observations import Model, Observations
+from jacana.posteriors.observations import Observations
 from jacana.solvers import Solution
 
 __all__ = ["LastLayer"]

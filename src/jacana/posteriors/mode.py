@@ -6,7 +6,6 @@ import warnings
 from dataclasses import dataclass
 from typing import final
 
-import torch
 from jaxtyping import Float64
 from torch import Tensor
 

@@ -85,7 +85,7 @@ class Observations:
 
     @cached_property
     def residual(self) -> Float64[Tensor, "n c"]:
-        """y − m(x), of observations with Gaussian noise."""
+        """Y − m(x), of observations with Gaussian noise."""
         return self.targets - self.offset
 
     @property
@@ -166,7 +166,7 @@ def observe(model: Model, x: Data, y: Any, likelihood: Likelihood, *, streams: b
                 "likelihood=jacana.Categorical(); output= selects outputs of the network."
             )
     likelihood.check(len(examples), c)
-    checked = likelihood.targets(targets, len(examples), c).to(model.lin.device)
+    checked = likelihood.targets(targets, len(examples), c).to(model.lin.device, copy=True)
     flat = targets.ndim == 1 and c == 1
     return Observations(model, examples, model.mean(examples), checked, likelihood, flat)
 

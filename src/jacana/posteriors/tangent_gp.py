@@ -70,8 +70,14 @@ class TangentGP:
     ) -> None:
         if mean not in ("network", "zero"):
             raise InvalidOption(f"mean: got {mean!r}; expected 'network' (the network's own output) or 'zero'.")
-        if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0.0 < temperature < math.inf:
-            raise InvalidOption(f"temperature: got {temperature!r}; expected a positive number that divides the logits.")
+        if (
+            isinstance(temperature, bool)
+            or not isinstance(temperature, int | float)
+            or not 0.0 < temperature < math.inf
+        ):
+            raise InvalidOption(
+                f"temperature: got {temperature!r}; expected a positive number that divides the logits."
+            )
         lin = net if isinstance(net, Linearization) else linearize(net)
         self._model = Model(lin, Prior.of(lin.network, prior_std), mean == "zero", float(temperature))
         self._progress = bool(progress)
@@ -80,7 +86,7 @@ class TangentGP:
     def of(cls, model: Model, *, progress: bool = True) -> TangentGP:
         """The process with a prior that was made by other means."""
         gp = cls.__new__(cls)
-        gp._model, gp._progress = model, progress
+        vars(gp).update(_model=model, _progress=progress)
         return gp
 
     @property
@@ -144,9 +150,9 @@ class TangentGP:
             method: for Gaussian noise :class:`FunctionSpace`, :class:`WeightSpace`, :class:`Pathwise`,
                 :class:`NystromFeatures` or :class:`LastLayer`; for any likelihood :class:`Laplace`, :class:`MAP` or
                 :class:`Variational`; for labels also :class:`OneHotRegression` or :class:`DirichletRegression`. By
-                default the first of these, and with Gaussian noise the smaller side is factorised: function space where the observations
-                n·c are no more than the parameters p, else weight space; the other, if that does not fit in memory, or
-                takes over a minute by count and the other less. Where neither fits, or takes under an hour, also
+                default the first of these, and with Gaussian noise the smaller side is factorised: function
+                space where the observations n·c are no more than the parameters p, else weight space; the other, if
+                that does not fit in memory, or takes over a minute by count and the other less. Where neither fits, or takes under an hour, also
                 function space by conjugate gradients, ``FunctionSpace(CG())``. What was taken is the posterior's
                 ``method``, and why its ``reason``.
 
