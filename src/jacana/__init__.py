@@ -17,6 +17,7 @@ import importlib
 from typing import Any
 
 from jacana import errors as errors
+from jacana import metrics as metrics
 from jacana.estimators import NTKRegressor as NTKRegressor
 from jacana.evidence import maximize_evidence as maximize_evidence
 from jacana.likelihoods import Bernoulli as Bernoulli
@@ -96,6 +97,7 @@ __all__ = [
     "gram",
     "linearize",
     "maximize_evidence",
+    "metrics",
     "preconditioners",
     "top_eigenpairs",
 ]
