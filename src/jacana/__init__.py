@@ -30,6 +30,7 @@ from jacana.linearization import Linearization as Linearization
 from jacana.linearization import explain as explain
 from jacana.linearization import gram as gram
 from jacana.linearization import linearize as linearize
+from jacana.networks import with_head as with_head
 from jacana.operators import NTK as NTK
 from jacana.operators import Eigenpairs as Eigenpairs
 from jacana.operators import EmpiricalFisher as EmpiricalFisher
@@ -100,6 +101,7 @@ __all__ = [
     "metrics",
     "preconditioners",
     "top_eigenpairs",
+    "with_head",
 ]
 
 _EXTRAS = {"NeuralTangentKernel": "gpytorch", "NetworkMean": "gpytorch"}
