@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import norm, t
 
+from jacana import metrics
+
 __all__ = [
     "PairedDifference",
     "Summary",
@@ -75,37 +77,22 @@ def coverage(mean: ArrayLike, std: ArrayLike, y: ArrayLike, level: float = 0.95)
     return float(np.mean(np.abs(b - a) <= norm.ppf(0.5 + level / 2.0) * s))
 
 
-def _classified(probabilities: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    p, k = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
-    if p.ndim != 2 or k.shape != p.shape[:1]:
-        raise ValueError(f"got probabilities {p.shape} and labels {k.shape}, expected (n, classes) and (n,)")
-    return p, k.astype(np.int64)
-
-
 def accuracy(probabilities: ArrayLike, labels: ArrayLike) -> float:
     """Share of examples whose most probable class is the label; any scores (n, classes) serve."""
-    p, k = _classified(probabilities, labels)
-    return float(np.mean(p.argmax(axis=1) == k))
+    return metrics.accuracy(probabilities, labels)
 
 
 def nll(probabilities: ArrayLike, labels: ArrayLike) -> float:
     """Mean negative log-probability of the labels; a zero probability counts as the smallest positive double."""
-    p, k = _classified(probabilities, labels)
-    return float(-np.mean(np.log(np.maximum(p[np.arange(len(k)), k], np.finfo(np.float64).tiny))))
+    return metrics.negative_log_likelihood(probabilities, labels)
 
 
 def ece(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
-    r"""Expected calibration error of the top class, over bins of equal mass.
+    """Expected calibration error of the top class, over bins of equal mass.
 
-    Examples are sorted by confidence (stable) and cut into ``bins`` groups whose sizes differ by at most one;
-    the error is :math:`\sum_b (n_b / n) |\text{accuracy}_b - \text{confidence}_b|`. Equal mass, not equal width:
-    a confident classifier would otherwise put nearly all examples in one bin.
+    Equal mass, not equal width: a confident classifier would otherwise put nearly all examples in one bin.
     """
-    p, k = _classified(probabilities, labels)
-    confidence, correct = p.max(axis=1), p.argmax(axis=1) == k
-    order = np.argsort(confidence, kind="stable")
-    groups = [group for group in np.array_split(order, bins) if len(group)]
-    return float(sum(abs(correct[g].mean() - confidence[g].mean()) * len(g) for g in groups) / len(k))
+    return metrics.expected_calibration_error(probabilities, labels, bins, "mass")
 
 
 def mean_and_standard_error(values: Sequence[float] | np.ndarray) -> Summary:

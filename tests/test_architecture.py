@@ -31,6 +31,7 @@ ORDER = (
     "posteriors",
     "evidence",
     "estimators",
+    "metrics",
     "integrations",
 )
 """The folders (or single modules) of the package; each imports only from itself and from those before it."""

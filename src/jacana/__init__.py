@@ -17,6 +17,7 @@ import importlib
 from typing import Any
 
 from jacana import errors as errors
+from jacana import metrics as metrics
 from jacana.estimators import NTKRegressor as NTKRegressor
 from jacana.evidence import maximize_evidence as maximize_evidence
 from jacana.likelihoods import Bernoulli as Bernoulli
@@ -30,6 +31,7 @@ from jacana.linearization import Linearization as Linearization
 from jacana.linearization import explain as explain
 from jacana.linearization import gram as gram
 from jacana.linearization import linearize as linearize
+from jacana.networks import with_head as with_head
 from jacana.operators import NTK as NTK
 from jacana.operators import Eigenpairs as Eigenpairs
 from jacana.operators import EmpiricalFisher as EmpiricalFisher
@@ -108,8 +110,10 @@ __all__ = [
     "gram",
     "linearize",
     "maximize_evidence",
+    "metrics",
     "preconditioners",
     "top_eigenpairs",
+    "with_head",
 ]
 
 _EXTRAS = {"NeuralTangentKernel": "gpytorch", "NetworkMean": "gpytorch"}

@@ -10,6 +10,7 @@ from jacana.networks.examples import as_examples as as_examples
 from jacana.networks.examples import as_pairs as as_pairs
 from jacana.networks.examples import as_targets as as_targets
 from jacana.networks.examples import joined as joined
+from jacana.networks.head import with_head as with_head
 from jacana.networks.network import Network as Network
 from jacana.networks.network import refuse_infinite as refuse_infinite
 from jacana.networks.selection import Selection as Selection
