@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments import digits_report
+from experiments import classification_report, digits_report
 from experiments.command import read
 
 __all__ = ["filled", "main"]
@@ -21,7 +21,7 @@ __all__ = ["filled", "main"]
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "performance.md")
 
-MARKED = re.compile(r"(<!-- (?P<name>[a-z-]+) -->\n).*?<!-- end -->", re.DOTALL)
+MARKED = re.compile(r"(<!-- (?P<name>[a-z0-9-]+) -->\n).*?<!-- end -->", re.DOTALL)
 
 
 def digits(results: dict[str, Any]) -> str:
@@ -329,6 +329,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "method-evidence": ("methods", method_evidence),
     "method-online": ("methods", method_online),
     "malaria-cameroon": ("malaria", lambda results: maps(results, "CMR")),
+    **dict(classification_report.tables()),
 }
 """Mark to record and table."""
 

@@ -1,0 +1,244 @@
+"""Photographs: a network trained on CIFAR-10 meets Tiny-ImageNet's photographs of the same classes, with few labels.
+
+ResNet-20, trained on the ten classes of CIFAR-10, is adapted to the seven that Tiny-ImageNet has too, at 32 by 32
+pixels. Every method starts from its seven logits and sees 5, 20, 50 or 200 labels a class, drawn at random; the 1,250
+test images are the file's own part "val". Compared are
+
+* *no adaptation*;
+* *last layer*: logistic regression on the last features, standardised, its penalty by cross-validation;
+* *fine-tuning*: all parameters by stochastic gradient descent with momentum, batch normalisation in evaluation mode;
+  learning rate and epochs have the greatest accuracy in stratified cross-validation (five-fold; three-fold from 50
+  labels a class), among equal ones the greatest log-probability, and are then run on all labels;
+* *the same with a temperature*, learned from a fifth of the labels that everything else does without;
+* *the same picked on test*: what the best of the grid on the test set reaches, which nobody can choose honestly; with
+  a temperature of the test set; and with laplace-torch in the last layer, where it is installed;
+* *Jacana*: classification with the network's tangent kernel; relinearized three times; by one-hot and by Dirichlet
+  regression; in the last layer alone.
+
+Figures: accuracy; negative log-likelihood and Brier score; expected calibration error, and what of it is beyond that of
+a calibrated model with the same probabilities; how well images of no class are told from the test images, by the
+area under the ROC curve: photographs of two other classes, and handwritten digits. The score is the entropy of the
+softmax, for Jacana and laplace-torch the mutual information (that of the entropy is on record, too). Seconds are CPU
+seconds of all threads, of fitting, every choice included.
+
+    python -m experiments.classification --data DIR [--out DIR] [--labels 5 20] [--methods jacana fine-tuning]
+        [--seeds N] [--workers N] [--threads N] [--quick]
+
+What is finished lies in ``<out>/classification-parts``, one file a number of labels, seed and method; a later run with
+the same settings continues there, and the report is of all that it asks for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from experiments import command, plots
+from experiments.classification_methods import METHODS, Methods, group, unavailable
+from experiments.classification_metrics import figures
+from experiments.classification_report import draw, show, summary
+from experiments.classification_task import QUICK, Photographs, Settings, load, source
+from experiments.parallel import each
+
+__all__ = ["Case", "Job", "Plan", "main", "parse", "plan", "run", "run_case", "run_job", "threads_of"]
+
+SEEDS = {5: 10, 20: 10, 50: 3, 200: 3}
+"""Labels a class to repetitions."""
+
+QUICK_LABELS = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """What has a figure of its own: labels a class, a seed and a method."""
+
+    labels: int
+    seed: int
+    method: str
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"{self.labels}-{self.seed}-{self.method}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run.
+
+    Attributes:
+        seeds: Labels a class to number of seeds.
+        methods: Those that can run here, in the order of tables.
+        left_out: The others, and why.
+        threads: In each process.
+    """
+
+    seeds: dict[int, int]
+    methods: tuple[str, ...]
+    left_out: dict[str, str]
+    threads: int
+
+    def cases(self) -> list[Case]:
+        """All of them, fewer labels first."""
+        return [
+            Case(labels, seed, method)
+            for labels, seeds in self.seeds.items()
+            for seed in range(seeds)
+            for method in self.methods
+        ]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Cases of one draw of labels that share work, and the files to write."""
+
+    folder: Path | None
+    settings: Settings
+    cases: dict[Case, Path]
+    threads: int
+
+
+def run_case(case: Case, methods: Methods, photographs: Photographs, settings: Settings) -> dict[str, Any]:
+    """Fit one method, and measure what it says.
+
+    Args:
+        case: Which.
+        methods: Of the case's labels and seed.
+        photographs: All photographs.
+        settings: All settings.
+    """
+    fitted = methods.fit(case.method)
+    start = time.process_time()
+    test = fitted.predict(photographs.test)
+    predicting = time.process_time() - start
+    outside = {name: fitted.predict(images) for name, images in photographs.outside.items()}
+    found = figures(test, photographs.test_labels.numpy(), outside, simulations=settings.simulations)
+    timed = {"seconds": fitted.seconds, "seconds_predicting": predicting}
+    return {**dataclasses.asdict(case), **found, **timed, "picked": fitted.picked}
+
+
+def run(asked: command.Command, settings: Settings, planned: Plan) -> tuple[list[dict[str, Any]], list[Any]]:
+    """All cases; what is on disk from an earlier run with these settings is not done again.
+
+    Returns:
+        A row a case, and the environments that they were made in.
+    """
+    fingerprint = json.loads(json.dumps(dataclasses.asdict(settings)))
+    paths = {case: asked.path("-parts") / f"{case.name}.json" for case in planned.cases()}
+    missing: dict[tuple[int, int, str], dict[Case, Path]] = {}
+    for case, path in paths.items():
+        if not (path.is_file() and command.read(path)["settings"] == fingerprint):
+            missing.setdefault((case.labels, case.seed, group(case.method)), {})[case] = path
+    each(
+        run_job,
+        [Job(asked.data, settings, cases, planned.threads) for cases in missing.values()],
+        ticks=sum(map(len, missing.values())),
+        description="classification",
+        progress=asked.progress,
+        workers=asked.workers,
+    )
+    parts = [command.read(path) for path in paths.values()]
+    undated = [{key: value for key, value in part["environment"].items() if key != "date"} for part in parts]
+    return [part["part"] for part in parts], [one for at, one in enumerate(undated) if one not in undated[:at]]
+
+
+def run_job(job: Job, tick: Callable[[], None]) -> None:
+    """The cases of one job; each is written as soon as it is there."""
+    photographs, net = load(job.folder, job.settings), source(job.folder, job.settings)
+    first = next(iter(job.cases))
+    test = photographs.test, photographs.test_labels
+    with threads_of(job.threads):
+        methods = Methods(net, *photographs.draw(first.labels, first.seed), test, job.settings, first.seed)
+        for case, path in job.cases.items():
+            part = run_case(case, methods, photographs, job.settings)
+            command.write(path, {"settings": job.settings, "environment": command.environment(), "part": part})
+            tick()
+
+
+@contextmanager
+def threads_of(count: int) -> Iterator[None]:
+    """Torch, and the linear algebra of numpy and scipy, work with so many threads; their settings are put back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with threadpool_limits(count):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def plan(options: argparse.Namespace, *, quick: bool) -> Plan:
+    """What the command line asks for; methods that cannot run here are left out."""
+    sizes = options.labels or ([QUICK_LABELS] if quick else list(SEEDS))
+    usual = {size: 1 if quick else SEEDS.get(size, 10 if size < 50 else 3) for size in sizes}
+    wanted = [method for method in METHODS if method in (options.methods or METHODS)]
+    left_out = {method: why for method in wanted if (why := unavailable(method)) is not None}
+    return Plan(
+        seeds={size: options.seeds or usual[size] for size in sorted(sizes)},
+        methods=tuple(method for method in wanted if method not in left_out),
+        left_out=left_out,
+        threads=options.threads,
+    )
+
+
+def parse(argv: list[str] | None) -> tuple[command.Command, Plan]:
+    """Read the shared command line, and this experiment's own options."""
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog="python -m experiments.classification")
+    own.add_argument("--labels", type=int, nargs="+")
+    own.add_argument("--methods", choices=list(METHODS), nargs="+")
+    own.add_argument("--threads", type=int, default=1)
+    own.add_argument("--seeds", type=int)
+    options, rest = own.parse_known_args(argv)
+    for name in ("labels", "threads"):
+        given = getattr(options, name)
+        if given is not None and min(given if isinstance(given, list) else [given]) < 1:
+            own.error(f"--{name}: got {given}, expected 1 or more")
+    asked = command.parse(
+        "classification",
+        "Photographs of Tiny-ImageNet after CIFAR-10, few labels a class. Of its own: --labels N [N ...] a class "
+        f"(default: {' '.join(map(str, SEEDS))}), --threads N in each process (default: 1), --methods NAME [NAME ...] "
+        f"of {', '.join(METHODS)}. By default fewer seeds from 50 labels a class.",
+        seeds=max(SEEDS.values()),
+        quick_seeds=1,
+        argv=rest if options.seeds is None else [*rest, "--seeds", str(options.seeds)],
+    )
+    return asked, plan(options, quick=asked.quick)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run from the command line."""
+    asked, planned = parse(argv)
+    for method, why in planned.left_out.items():
+        print(f"{method} is left out: {why}")
+    if not planned.methods:
+        raise SystemExit("no method is left")
+    settings = QUICK if asked.quick else Settings()
+    start = time.perf_counter()
+    rows, environments = run(asked, settings, planned)
+    found = summary(rows)
+    with plots.style():
+        picture = plots.save(draw(found), asked.path(".png"))
+    stated = {
+        **dataclasses.asdict(settings),
+        **dataclasses.asdict(planned),
+        "units": "nats; CPU seconds of all threads, of fitting",
+    }
+    results = {**found, "environments": environments, "rows": rows}
+    written = command.record(
+        asked.path(".json"), asked, settings=stated, results=results, seconds=time.perf_counter() - start
+    )
+    print(show(found), written, picture, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
