@@ -18,8 +18,10 @@ from typing import Any
 
 from jacana import errors as errors
 from jacana import metrics as metrics
+from jacana.estimators import NTKClassifier as NTKClassifier
 from jacana.estimators import NTKRegressor as NTKRegressor
 from jacana.evidence import maximize_evidence as maximize_evidence
+from jacana.evidence import maximize_leave_one_out as maximize_leave_one_out
 from jacana.likelihoods import Bernoulli as Bernoulli
 from jacana.likelihoods import Categorical as Categorical
 from jacana.likelihoods import Gaussian as Gaussian
@@ -89,6 +91,7 @@ __all__ = [
     "Likelihood",
     "Linearization",
     "MonteCarlo",
+    "NTKClassifier",
     "NTKRegressor",
     "NystromFeatures",
     "Pathwise",
@@ -110,6 +113,7 @@ __all__ = [
     "gram",
     "linearize",
     "maximize_evidence",
+    "maximize_leave_one_out",
     "metrics",
     "preconditioners",
     "top_eigenpairs",

@@ -13,7 +13,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from jacana.errors import InvalidData, InvalidOption
+from jacana.errors import InvalidOption
+from jacana.estimators.columns import check_columns, remember_columns
 from jacana.evidence import maximize_evidence
 from jacana.linearization import linearize
 from jacana.networks import Selection
@@ -128,11 +129,7 @@ class NTKRegressor(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ig
         self.noise_std_: Any = float(std) if std.ndim == 0 else std.copy()
         self.log_marginal_likelihood_value_ = posterior.log_evidence
         self.n_outputs_ = posterior.n_outputs
-        shape: tuple[int, ...] = getattr(X, "shape", ())
-        if len(shape) == 2:
-            self.n_features_in_ = int(shape[1])
-        elif hasattr(self, "n_features_in_"):
-            del self.n_features_in_
+        remember_columns(self, X)
         return self
 
     def predict(self, X: Any, return_std: bool = False, return_cov: bool = False) -> Array | tuple[Array, Array]:
@@ -177,12 +174,7 @@ class NTKRegressor(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ig
 
     def _predict(self, X: Any, *, observed: bool) -> Any:
         check_is_fitted(self, "posterior_")
-        shape: tuple[int, ...] = getattr(X, "shape", ())
-        expected = getattr(self, "n_features_in_", None)
-        if expected is not None and len(shape) == 2 and shape[1] != expected:
-            raise InvalidData(
-                f"X: got {shape[1]} features; NTKRegressor is expecting {expected}, as at fit: pass the same columns."
-            )
+        check_columns(self, X)
         return self.posterior_.predict(self.posterior_.examples(X, "X"), observed=observed)
 
     def _method(self) -> Method | None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from jacana.errors import InvalidData, InvalidOption
+from jacana.evidence.approximate import approximate
 from jacana.evidence.fixed_point import Learned, fixed_point
+from jacana.evidence.scaled import asked_for, prior_choice, scaled, with_prior, with_temperature
 from jacana.evidence.search import ascend
 from jacana.evidence.spectrum import spectrum, summits
 from jacana.evidence.statistics import statistics
-from jacana.likelihoods import Gaussian
-from jacana.linearization import Prior, Products, fits
+from jacana.likelihoods import Gaussian, Likelihood
+from jacana.linearization import Products, fits
 from jacana.networks import Data, layer_of
 from jacana.posteriors import Observations, Pathwise, TangentGP, observe
 
@@ -28,6 +29,7 @@ _ROWS_TO_START = 2_000
 _N_SAMPLES = 16
 
 
+@overload
 def maximize_evidence(
     gp: TangentGP,
     x: Data,
@@ -36,7 +38,36 @@ def maximize_evidence(
     prior_std: Any = "shared",
     noise_std: Any = "shared",
     method: Pathwise | None = None,
-) -> tuple[TangentGP, Gaussian]:
+    likelihood: Gaussian | None = None,
+    temperature: Any = None,
+) -> tuple[TangentGP, Gaussian]: ...
+
+
+@overload
+def maximize_evidence(
+    gp: TangentGP,
+    x: Data,
+    y: Any = None,
+    *,
+    prior_std: Any = "shared",
+    noise_std: Any = "shared",
+    method: Pathwise | None = None,
+    likelihood: Likelihood,
+    temperature: Any = None,
+) -> tuple[TangentGP, Likelihood]: ...
+
+
+def maximize_evidence(
+    gp: TangentGP,
+    x: Data,
+    y: Any = None,
+    *,
+    prior_std: Any = "shared",
+    noise_std: Any = "shared",
+    method: Pathwise | None = None,
+    likelihood: Likelihood | None = None,
+    temperature: Any = None,
+) -> tuple[TangentGP, Likelihood]:
     """The noise and the prior scales under which the data are most probable (type-II maximum likelihood).
 
         log p(y) = −½ (y − m)ᵀ (K + Σ)⁻¹ (y − m) − ½ log |K + Σ| − ½ n·c log 2π
@@ -50,6 +81,10 @@ def maximize_evidence(
     the evidence leaves of a scale anyway. A learned noise_std lies between 1e-4 and 1e2 times the root mean square of
     y − m.
 
+    With another likelihood, as of class labels, it is Laplace's evidence, at the mode that the linear model has for
+    each choice, and the temperature T of the network's own outputs is learned beside the scales, by exact gradients;
+    the sides are those of :class:`Laplace`, with more than 3,000 function values and parameters on a subset.
+
     Args:
         gp: the model; its ``prior_std`` gives the shape of the prior that ``"shared"`` scales.
         x: n examples, or a DataLoader of (input, target).
@@ -60,6 +95,9 @@ def maximize_evidence(
             fixed.
         method: None factorises where that can be done, up to 12,000 on the smaller side; a :class:`Pathwise` gives the
             samples, the solver and the seed of the fixed point, by which a DataLoader need not fit in memory.
+        likelihood: how y comes from f; by default Gaussian noise of the learned or given noise_std.
+        temperature: with another likelihood, None learns T where the prior mean is the network's; a number is held
+            fixed.
 
     Returns:
         The model with the learned prior, and the likelihood with the learned noise.
@@ -89,10 +127,42 @@ def maximize_evidence(
     """
     if not isinstance(gp, TangentGP):
         raise InvalidOption(f"gp: got {type(gp).__name__}; expected jacana.TangentGP(net).")
+    if likelihood is not None and not isinstance(likelihood, Likelihood):
+        raise InvalidOption(f"likelihood: got {likelihood!r}; expected one like jacana.Categorical(), or None.")
+    if likelihood is not None and not isinstance(likelihood, Gaussian):
+        return _approximated(gp, x, y, likelihood, prior_std, temperature, noise_std=noise_std, method=method)
+    if temperature is not None:
+        raise InvalidOption(f"temperature: got {temperature!r} with Gaussian noise, for which it is not learned.")
+    noise_std = noise_std if likelihood is None else likelihood
     if method is not None and not isinstance(method, Pathwise):
         raise InvalidOption(f"method: got {method!r}; expected None, or jacana.Pathwise(n_samples=16) to estimate it.")
     with torch.inference_mode(False):  # gradients of the evidence are taken, whatever mode the caller is in
-        return _maximize(gp, x, y, method, *_prior_choice(prior_std), *_noise_choice(noise_std))
+        return _maximize(gp, x, y, method, *prior_choice(prior_std), *_noise_choice(noise_std))
+
+
+def _approximated(
+    gp: TangentGP,
+    x: Data,
+    y: Any,
+    likelihood: Likelihood,
+    prior_std: Any,
+    temperature: Any,
+    *,
+    noise_std: Any,
+    method: Any,
+) -> tuple[TangentGP, Likelihood]:
+    if noise_std not in (None, "shared"):
+        raise InvalidOption(f"noise_std: got {noise_std!r} for {type(likelihood).__name__}, which has none.")
+    if method is not None:
+        raise InvalidOption(f"method: got {method!r}; the Laplace evidence is factorised, so leave it out.")
+    base, learned = asked_for(gp, prior_std, temperature)
+    observations = observe(base.model, x, y, likelihood, streams=True)
+    if not (learned.scales or learned.temperature):
+        return base, likelihood
+    with torch.inference_mode(False):
+        scales, found = approximate(observations, learned, progress=gp.progress)
+    gp = scaled(base, scales, layers=learned.by_layer) if learned.scales else base
+    return with_temperature(gp, found), likelihood
 
 
 def _maximize(
@@ -105,7 +175,7 @@ def _maximize(
     by_output: bool,
     fixed_noise: Gaussian | None,
 ) -> tuple[TangentGP, Gaussian]:
-    base = gp if fixed_prior is None else TangentGP(gp.linearization, fixed_prior, gp.mean, progress=gp.progress)
+    base = gp if fixed_prior is None else with_prior(gp, fixed_prior)
     model = base.model
     streams = method is not None
     observations = observe(model, x, y, Gaussian(1.0) if fixed_noise is None else fixed_noise, streams=streams)
@@ -119,7 +189,7 @@ def _maximize(
         scales, noises = _factorised(observations, wanted, progress=gp.progress)
     else:
         scales, noises = _solved(observations, wanted, method, progress=gp.progress)
-    learned = base if not wanted.scales else _with_prior(base, scales, layers=by_layer)
+    learned = base if not wanted.scales else scaled(base, scales, layers=by_layer)
     return learned, fixed_noise or Gaussian(noises if by_output else noises[0])
 
 
@@ -198,42 +268,6 @@ def _some(observations: Observations, seed: int) -> Observations:
         order = torch.cat([largest[None], order[order != largest]])
     index = order[:n].sort().values
     return observations.some(index, Products(observations.model.lin, observations.x).some(index))
-
-
-def _with_prior(gp: TangentGP, factors: list[float], *, layers: bool) -> TangentGP:
-    """``gp`` with its prior scaled by a factor a layer."""
-    lin = gp.linearization
-    if layers:
-        prior = Prior.of(lin.network, gp.prior_std)
-        stds = dict(zip(lin.names, prior.stds, strict=True))
-        scaled: Any = {}
-        for (layer, names), factor in zip(lin.layers.items(), factors, strict=True):
-            if len({stds[name] for name in names}) == 1 and not _inside(layer, lin.layers):
-                scaled[layer] = factor * stds[names[0]]
-            else:
-                scaled.update({name: factor * stds[name] for name in names})
-    elif isinstance(gp.prior_std, Mapping):
-        scaled = {key: factors[0] * value for key, value in gp.prior_std.items()}
-    else:
-        scaled = factors[0] * gp.prior_std
-    return TangentGP(lin, scaled, gp.mean, progress=gp.progress)
-
-
-def _inside(layer: str, layers: Mapping[str, Any]) -> bool:
-    """Whether other selected layers lie inside this one, so that its name would be a prefix of theirs."""
-    return any(other != layer and (layer == "" or other.startswith(f"{layer}.")) for other in layers)
-
-
-def _prior_choice(prior_std: Any) -> tuple[bool, Any]:
-    if prior_std is None:
-        return False, None
-    if isinstance(prior_std, str):
-        if prior_std not in ("shared", "layers"):
-            raise InvalidOption(
-                f"prior_std: got {prior_std!r}; expected 'shared' or 'layers' to learn it, or a value to hold fixed."
-            )
-        return prior_std == "layers", None
-    return False, prior_std
 
 
 def _noise_choice(noise_std: Any) -> tuple[bool, Gaussian | None]:

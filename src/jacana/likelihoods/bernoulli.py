@@ -74,6 +74,12 @@ class Bernoulli(Likelihood):
     def probit(self, mean: Float[Tensor, "m c"], covariance: Float[Tensor, "m c c"]) -> Float[Tensor, "m c"]:
         return _moderated(mean, covariance).sigmoid()
 
+    def log_expected(
+        self, mean: Float[Tensor, "n c"], covariance: Float[Tensor, "n c c"], y: Float[Tensor, "n c"]
+    ) -> Float[Tensor, " n"]:
+        sign = 2.0 * y.to(mean) - 1.0
+        return self.probit(sign * mean, covariance).log().sum(1)
+
     def targets(self, y: Any, n: int, c: int) -> Float[Tensor, "n c"]:
         """Zeros and ones, (n, c).
 

@@ -100,6 +100,11 @@ class Categorical(Likelihood):
         moderated = gaps / (1.0 + math.pi / 8.0 * _of_differences(covariance)).sqrt()
         return (-(-moderated).logsumexp(2)).softmax(1)
 
+    def log_expected(
+        self, mean: Float[Tensor, "n c"], covariance: Float[Tensor, "n c c"], y: Int64[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        return self.probit(mean, covariance).gather(1, y.to(mean.device).unsqueeze(1)).squeeze(1).log()
+
     def check(self, n: int, c: int) -> None:
         if c < 2:
             raise InvalidOption(f"likelihood: Categorical needs two outputs or more, got {c}; use Bernoulli() for one.")

@@ -91,6 +91,15 @@ class Gaussian(Likelihood):
         noise = self.variances(len(mean), mean.shape[1], mean.device).to(mean)
         return mean, covariance.diagonal(dim1=1, dim2=2) + noise
 
+    def log_expected(
+        self, mean: Float[Tensor, "n c"], covariance: Float[Tensor, "n c c"], y: Float[Tensor, "n c"]
+    ) -> Float[Tensor, " n"]:
+        noise = self.variances(mean.shape[0], mean.shape[1], mean.device).to(mean)
+        lower = torch.linalg.cholesky(covariance + torch.diag_embed(noise))
+        half = torch.linalg.solve_triangular(lower, (y.to(mean) - mean).unsqueeze(2), upper=False).squeeze(2)
+        logs = lower.diagonal(dim1=1, dim2=2).log() + 0.5 * math.log(2.0 * math.pi)
+        return -(0.5 * half.square() + logs).sum(1)
+
     def check(self, n: int, c: int) -> None:
         self.variances(n, c, torch.device("cpu"))
 

@@ -121,6 +121,17 @@ class Likelihood(ABC):
 
         return expectation, within + nodes.expect(between, mean, covariance)
 
+    def log_expected(
+        self, mean: Float[Tensor, "n c"], covariance: Float[Tensor, "n c c"], y: Shaped[Tensor, "n ..."]
+    ) -> Float[Tensor, " n"]:
+        """Log E p(yᵢ | fᵢ) of each example, where f ~ N(mean, covariance).
+
+        In closed form for Gaussian noise, for classes by :meth:`probit`; otherwise by nodes, as :meth:`moments`.
+        """
+        nodes = Nodes.standard(mean.shape[1])
+        logs = [self.log_prob(f, y) for f in nodes.at(mean, covariance)]
+        return torch.logsumexp(torch.stack(logs) + nodes.weights.to(mean).log().unsqueeze(1), 0)
+
     def probabilities(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
         """p(y = k | f) of each class k, or of each label.
 

@@ -92,6 +92,11 @@ class Weighted(Likelihood):
     ) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d"]]:
         return self.likelihood.moments(mean, covariance)
 
+    def log_expected(
+        self, mean: Float[Tensor, "n c"], covariance: Float[Tensor, "n c c"], y: Shaped[Tensor, "n ..."]
+    ) -> Float[Tensor, " n"]:
+        return self._weigh(self.likelihood.log_expected(mean, covariance, y))
+
     def sample(self, f: Float[Tensor, "n c"], generator: torch.Generator | None = None) -> Shaped[Tensor, "n ..."]:
         return self.likelihood.sample(f, generator)
 

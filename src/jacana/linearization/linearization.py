@@ -235,6 +235,10 @@ class Linearization:
         """The same snapshot, called in the same way, in some of its selected parameters alone."""
         return Linearization(self.network.restricted(names), self._batch_size)
 
+    def moved(self, change: Float[Tensor, " p"]) -> Linearization:
+        """The linearization at θ0 + ``change``."""
+        return Linearization(self.network.moved(change), self._batch_size)
+
     def findings(self, examples: Examples) -> Findings:
         """What the probe found for inputs like these."""
         return self._inquiry.findings(examples)

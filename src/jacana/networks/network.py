@@ -143,6 +143,17 @@ class Network:
         other._choose(tuple(name for name in self.names if name in set(names)))  # noqa: SLF001 - another of this class
         return other
 
+    def moved(self, change: Float[Tensor, " p"]) -> Network:
+        """The same network with the selected parameters moved."""
+        other = copy.copy(self)
+        caller, computed = copy.deepcopy((self._caller, self._computed))
+        vars(other).update(_caller=caller, _computed=computed)
+        other._choose(self.names)  # noqa: SLF001 - another of this class
+        with torch.no_grad():
+            for leaf, piece in zip(other.leaves, self.split(change), strict=True):
+                leaf.add_(piece.to(leaf).view_as(leaf))
+        return other
+
     def raw_output(self, examples: Examples) -> Any:
         """What the network and ``output`` return at θ0, unchecked: what the audit looks at."""
         return self._call(self.state(self.values), examples)

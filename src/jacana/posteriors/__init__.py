@@ -1,5 +1,7 @@
 """Posteriors: a network's tangent process, before and after data; one file a method."""
 
+from jacana.posteriors.cavity import Cavity as Cavity
+from jacana.posteriors.cavity import cavity_of as cavity_of
 from jacana.posteriors.function_space import FunctionSpace as FunctionSpace
 from jacana.posteriors.iterated import System as System
 from jacana.posteriors.laplace import Laplace as Laplace
@@ -7,6 +9,8 @@ from jacana.posteriors.last_layer import LastLayer as LastLayer
 from jacana.posteriors.leave_one_out import LeaveOneOut as LeaveOneOut
 from jacana.posteriors.map import MAP as MAP
 from jacana.posteriors.method import Method as Method
+from jacana.posteriors.mode import Mode as Mode
+from jacana.posteriors.mode import mode_of as mode_of
 from jacana.posteriors.nystrom_features import NystromFeatures as NystromFeatures
 from jacana.posteriors.observations import Model as Model
 from jacana.posteriors.observations import Observations as Observations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -21,14 +22,14 @@ __all__ = ["Model", "Observations", "observe"]
 
 @dataclass(frozen=True)
 class Model:
-    """The prior of a tangent process: f = m + J δ, δ ~ N(0, S), with m(x) = f(x; θ0) / T or zero.
+    """The prior of a tangent process: f = m + J δ, δ = (θ − θ0) / T ~ N(0, S), with m(x) = f(x; θ0) / T or zero.
 
     Attributes:
-        lin: the linearization.
+        lin: the linearization, at θ0 or elsewhere.
         prior: S.
         zero_mean: whether m = 0.
         temperature: T.
-        origin: where the linearization was made, in δ: then m(x) = f(x; θ) / T − J δ₁; none at θ0.
+        origin: θ1 − θ0, where the linearization was made at θ1: then m(x) = (f(x; θ1) − J (θ1 − θ0)) / T.
     """
 
     lin: Linearization
@@ -44,8 +45,10 @@ class Model:
         if self.zero_mean:
             shape = (len(x), self.lin.findings(x).n_outputs)
             return torch.zeros(shape, dtype=torch.float64, device=self.lin.device)
-        mean = self.lin(x).to(torch.float64) / self.temperature
-        return mean if self.origin is None else mean - push(self.lin, x, self.origin.unsqueeze(1)).view_as(mean)
+        mean = self.lin(x).to(torch.float64)
+        if self.origin is not None:
+            mean = mean - push(self.lin, x, self.origin.unsqueeze(1)).view_as(mean)
+        return mean / self.temperature
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,17 @@ def observe(model: Model, x: Data, y: Any, likelihood: Likelihood, *, streams: b
     checked = likelihood.targets(targets, len(examples), c).to(model.lin.device, copy=True)
     flat = targets.ndim == 1 and c == 1
     return Observations(model, examples, model.mean(examples), checked, likelihood, flat)
+
+
+def valid_temperature(temperature: Any) -> float:
+    """A positive number.
+
+    Raises:
+        InvalidOption: anything else.
+    """
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0.0 < temperature < math.inf:
+        raise InvalidOption(f"temperature: got {temperature!r}; expected a positive number that divides the logits.")
+    return float(temperature)
 
 
 def as_likelihood(noise_std: Any, likelihood: Likelihood | None) -> Likelihood:

@@ -16,7 +16,7 @@ from jacana.networks import Data, Examples
 from jacana.operators import Estimate
 from jacana.posteriors.leave_one_out import LeaveOneOut, leave_one_out
 from jacana.posteriors.method import Method, State
-from jacana.posteriors.observations import observe
+from jacana.posteriors.observations import Observations, observe
 from jacana.prediction import Prediction, Source
 from jacana.solvers import Solution
 
@@ -49,6 +49,11 @@ class Posterior:
     def likelihood(self) -> Likelihood:
         """How the observations that it was conditioned on come from f."""
         return self._state.observations.likelihood
+
+    @property
+    def observations(self) -> Observations:
+        """What it was conditioned on, with its prior."""
+        return self._state.observations
 
     @property
     def n_examples(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, final
 
 import torch
@@ -16,8 +15,9 @@ from jacana.networks import Data, Examples
 from jacana.operators import standard_normal
 from jacana.posteriors.choice import Choice, choose
 from jacana.posteriors.method import Method
-from jacana.posteriors.observations import Model, as_likelihood, observe
+from jacana.posteriors.observations import Model, as_likelihood, observe, valid_temperature
 from jacana.posteriors.posterior import Posterior
+from jacana.posteriors.relinearize import relinearized
 from jacana.prediction import Prediction, Source
 
 __all__ = ["TangentGP"]
@@ -70,16 +70,8 @@ class TangentGP:
     ) -> None:
         if mean not in ("network", "zero"):
             raise InvalidOption(f"mean: got {mean!r}; expected 'network' (the network's own output) or 'zero'.")
-        if (
-            isinstance(temperature, bool)
-            or not isinstance(temperature, int | float)
-            or not 0.0 < temperature < math.inf
-        ):
-            raise InvalidOption(
-                f"temperature: got {temperature!r}; expected a positive number that divides the logits."
-            )
         lin = net if isinstance(net, Linearization) else linearize(net)
-        self._model = Model(lin, Prior.of(lin.network, prior_std), mean == "zero", float(temperature))
+        self._model = Model(lin, Prior.of(lin.network, prior_std), mean == "zero", valid_temperature(temperature))
         self._progress = bool(progress)
 
     @classmethod
@@ -150,11 +142,11 @@ class TangentGP:
             method: for Gaussian noise :class:`FunctionSpace`, :class:`WeightSpace`, :class:`Pathwise`,
                 :class:`NystromFeatures` or :class:`LastLayer`; for any likelihood :class:`Laplace`, :class:`MAP` or
                 :class:`Variational`; for labels also :class:`OneHotRegression` or :class:`DirichletRegression`. By
-                default the first of these, and with Gaussian noise the smaller side is factorised: function
-                space where the observations n·c are no more than the parameters p, else weight space; the other, if
-                that does not fit in memory, or takes over a minute by count and the other less. Where neither fits, or takes under an hour, also
-                function space by conjugate gradients, ``FunctionSpace(CG())``. What was taken is the posterior's
-                ``method``, and why its ``reason``.
+                default :class:`Laplace`, and with Gaussian noise the smaller side is factorised: function space where
+                the observations n·c are no more than the parameters p, else weight space; the other, if that does not
+                fit in memory, or takes over a minute by count and the other less. Where neither fits, or takes under an
+                hour, also function space by conjugate gradients, ``FunctionSpace(CG())``. What was taken is the
+                posterior's ``method``, and why its ``reason``.
 
         Raises:
             InvalidData: data that cannot be used, or of another shape than the network's outputs.
@@ -176,6 +168,38 @@ class TangentGP:
         choice.method.check(chosen)
         state = choice.method.condition(observations, progress=self._progress)
         return Posterior(choice.method, state, choice.reason)
+
+    def relinearize(self, post: Posterior) -> TangentGP:
+        """The network's tangent at the mean of a posterior, with the prior where it was: a step towards fine-tuning.
+
+        A step of Gauss and Newton on the log posterior of the network itself, Ψ(θ) = log p(y | f(x; θ) / T)
+        − ½ (θ − θ0)ᵀ S⁻¹ (θ − θ0) / T², on the data of ``post``; it is cut until Ψ is not below where it was: no step
+        makes it worse. Condition the process on the same data again: its posterior is that of the tangent at the
+        new point. Costs a few passes of the data through the network.
+
+        Args:
+            post: a posterior of this process.
+
+        Raises:
+            InvalidOption: no posterior, or a prior mean of zero.
+
+        References:
+            Antorán et al. 2022 (arXiv 2206.08900), for the evidence at a point that is no mode of the network.
+
+        Example:
+            >>> import jacana, torch
+            >>> _ = torch.manual_seed(0)
+            >>> net = torch.nn.Sequential(torch.nn.Linear(1, 20), torch.nn.Tanh(), torch.nn.Linear(20, 1))
+            >>> x = torch.linspace(-2, 2, 30).unsqueeze(1)
+            >>> gp, y = jacana.TangentGP(net), (3 * x).sin()
+            >>> post = gp.condition(x, y, noise_std=0.1)
+            >>> again = gp.relinearize(post).condition(x, y, noise_std=0.1)
+            >>> bool((again.predict(x).mean - y).norm() < (net(x) - y).norm())
+            True
+        """
+        if not isinstance(post, Posterior):
+            raise InvalidOption(f"post: got {type(post).__name__}; expected what gp.condition(x, y, ...) gives.")
+        return TangentGP.of(relinearized(post.observations, post.weights), progress=self._progress)
 
     def __repr__(self) -> str:
         return (

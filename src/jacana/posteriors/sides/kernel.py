@@ -59,6 +59,12 @@ class KernelSide(Side):
         """The same shares with other scales, which the prior of ``observations`` has."""
         return KernelSide(observations, self._kernels, scales)
 
+    @property
+    def sizes(self) -> Float64[Tensor, " l"]:
+        """The root of the mean variance of f that each share gives."""
+        found = [s * k.diagonal().mean().sqrt() for s, k in zip(self._scales, self._kernels, strict=True)]
+        return torch.stack(found)
+
     def zero(self) -> Float64[Tensor, " nc"]:
         return self.kernel.new_zeros(len(self.kernel))
 

@@ -53,6 +53,12 @@ class WeightSide(Side):
         """The same with another prior, which ``observations`` has."""
         return WeightSide(observations, layers=self._layers, jacobian=self._jacobian)
 
+    @property
+    def sizes(self) -> Float64[Tensor, " l"]:
+        """The root of the mean variance of f that each group gives."""
+        squares = torch.stack([rows.square().sum(0) for rows in self.rows()]).sum(0)
+        return (self.grouped(squares) / (self.observations.n * self.observations.c)).sqrt()
+
     def zero(self) -> Float64[Tensor, " p"]:
         return torch.zeros_like(self.std)
 

@@ -1,0 +1,252 @@
+"""NTKClassifier: the scikit-learn face of classification; validation and defaults, no mathematics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from jacana.errors import InvalidOption
+from jacana.estimators.columns import check_columns, remember_columns
+from jacana.estimators.labels import Labels
+from jacana.evidence import maximize_evidence, maximize_leave_one_out
+from jacana.likelihoods import Likelihood
+from jacana.linearization import linearize
+from jacana.networks import Examples, Selection
+from jacana.posteriors import (
+    MAP,
+    Laplace,
+    LastLayer,
+    Method,
+    Posterior,
+    TangentGP,
+)
+from jacana.prediction import Prediction
+from jacana.predictive import Predictive
+
+__all__ = ["NTKClassifier"]
+
+Array = NDArray[np.float64]
+_METHODS: dict[str, Method | None] = {
+    "auto": None,
+    "laplace": Laplace(),
+    "map": MAP(),
+    "last-layer": LastLayer(),
+}
+
+
+_CRITERIA: dict[str, Callable[..., tuple[TangentGP, Likelihood]]] = {
+    "leave-one-out": maximize_leave_one_out,
+    "evidence": maximize_evidence,
+}
+
+
+class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Adapt a trained classifier to new labels by Gaussian process inference with its own Jacobian.
+
+    The prior scale and the temperature of the network's logits are learned by evidence unless they are given; there is
+    no learning rate and no schedule. The outputs of the network are logits, one a class; one output tells two classes
+    apart. Where the classes are others than the network's, give it a head for them first: :func:`with_head`.
+
+    Args:
+        net: any trained module; it is never changed.
+        classes: the label of each class in the order of the network's outputs; by default the labels of y, sorted.
+            Named, some may be missing from y.
+        prior_std: None learns one standard deviation of the weight change, ``"layers"`` one a layer; a number, or a
+            mapping from dotted name prefixes, is held fixed.
+        temperature: None learns what the network's logits are divided by; a number is held fixed.
+        criterion: what scale and temperature are learned by: ``"leave-one-out"``, :func:`maximize_leave_one_out`, or
+            ``"evidence"``, :func:`maximize_evidence`.
+        mean: ``"network"`` starts from what the network says, ``"zero"`` from nothing.
+        method: None or ``"auto"`` takes :class:`Laplace`, on the side that is cheaper; ``"map"``, ``"variational"``,
+            ``"dirichlet"``, ``"one-hot"``, ``"last-layer"``; or an object with options.
+        predictive: how probabilities are averaged; by default :class:`Probit`.
+        relinearize: how often the network is linearized again at the mode, with the scales learned anew: a step each
+            on the way to fine-tuning.
+        class_weight: None, ``"balanced"`` or a mapping, as in scikit-learn.
+        parameters: what to linearize in, as for :func:`linearize`; by names where the estimator is cloned, as in
+            cross-validation, because a clone has a network of its own.
+        output: takes the tensor (n, c) from what the network returns.
+        forward: calls the network, ``forward(net, x)``.
+        batch_size: examples in one pass through the network.
+        progress: show a bar for work of over a second.
+
+    Attributes:
+        classes_: the label of each column of the probabilities.
+        posterior_: the :class:`Posterior`.
+        method_, method_reason_: the method that was taken, and one sentence that says why.
+        prior_std_, temperature_: learned or given.
+        log_marginal_likelihood_value_: log p(y) at these, by the method's approximation; None where it has none.
+        n_features_in_: columns of a two-dimensional X.
+
+    References:
+        Maddox et al. 2021 (arXiv 2103.01439), section 4.2.
+
+    Example:
+        >>> import jacana, torch, numpy as np
+        >>> _ = torch.manual_seed(0)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 30), torch.nn.Tanh(), torch.nn.Linear(30, 2))
+        >>> X = np.random.default_rng(0).normal(size=(80, 2))
+        >>> y = np.where(X[:, 0] * X[:, 1] > 0, "same", "other")
+        >>> clf = jacana.NTKClassifier(net).fit(X[:60], y[:60])
+        >>> clf.classes_.tolist(), clf.predict_proba(X[60:]).shape, bool(clf.score(X[60:], y[60:]) > 0.8)
+        (['other', 'same'], (20, 2), True)
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        classes: Any = None,
+        prior_std: Any = None,
+        temperature: float | int | None = None,
+        criterion: str = "leave-one-out",
+        mean: str = "network",
+        method: str | Method | None = None,
+        predictive: Predictive | None = None,
+        relinearize: int = 0,
+        class_weight: Any = None,
+        parameters: Selection = None,
+        output: Callable[[Any], Tensor] | None = None,
+        forward: Callable[[nn.Module, Any], Any] | None = None,
+        batch_size: int | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.net = net
+        self.classes = classes
+        self.prior_std = prior_std
+        self.temperature = temperature
+        self.criterion = criterion
+        self.mean = mean
+        self.method = method
+        self.predictive = predictive
+        self.relinearize = relinearize
+        self.class_weight = class_weight
+        self.parameters = parameters
+        self.output = output
+        self.forward = forward
+        self.batch_size = batch_size
+        self.progress = progress
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> NTKClassifier:
+        """Learn the scales that were not given, and condition on the labels.
+
+        Args:
+            X: n examples: an array or tensor with examples first, a mapping or tuple of them, a DataLoader of pairs.
+            y: labels (n,) of any kind, or (n, c) of zeros and ones where an example may have several.
+            sample_weight: (n,), how often each example counts.
+
+        Raises:
+            InvalidData: data or labels that cannot be used.
+            InvalidOption: a setting that has no meaning.
+        """
+        method, steps = self._method(), self._steps()
+        if self.criterion not in _CRITERIA:
+            raise InvalidOption(f"criterion: got {self.criterion!r}; expected {' or '.join(map(repr, _CRITERIA))}.")
+        if self.predictive is not None and not isinstance(self.predictive, Predictive):
+            raise InvalidOption(f"predictive: got {self.predictive!r}; expected an object like jacana.Probit().")
+        lin = linearize(self.net, self.parameters, self.output, self.forward, batch_size=self.batch_size)
+        learned = self.prior_std is None or isinstance(self.prior_std, str)
+        gp = TangentGP(
+            lin, 1.0 if learned else self.prior_std, self.mean, self.temperature or 1.0, progress=self.progress
+        )
+        if isinstance(X, DataLoader):
+            examples, y = lin.pairs(X, y, "X")
+        else:
+            examples = lin.examples(X, "X")
+        labels = Labels.of(
+            y, lin.findings(examples).n_outputs, classes=self.classes, class_weight=self.class_weight,
+            sample_weight=sample_weight,
+        )  # fmt: skip
+        posterior = self._adapted(gp, examples, labels, method)
+        for _ in range(steps):
+            posterior = self._adapted(gp.relinearize(posterior), examples, labels, method)
+        self.classes_, self._multilabel = labels.classes, labels.multilabel
+        self.posterior_ = posterior
+        self.method_, self.method_reason_ = posterior.method, posterior.reason
+        model = posterior.observations.model
+        self.prior_std_, self.temperature_ = model.prior.given, model.temperature
+        self.log_marginal_likelihood_value_ = None if isinstance(posterior.method, MAP) else posterior.log_evidence
+        remember_columns(self, X)
+        return self
+
+    def predict_proba(self, X: Any) -> Array:
+        """The probability of each class, (m, k) in the order of ``classes_``; of each label where several may hold.
+
+        Raises:
+            NotFittedError: before fit.
+            InvalidData: examples that cannot be used.
+        """
+        return self._columns(self.predict_latent(X).probabilities(self.predictive))
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """The most probable class of each example, (m,); or (m, c) of zeros and ones where several may hold."""
+        p = self.predict_proba(X)
+        return (p > 0.5).astype(np.int64) if self._multilabel else self.classes_[p.argmax(1)]
+
+    def decision_function(self, X: Any) -> Array:
+        """The mean of the logits, (m, k); for two classes how far the second is above the first, (m,)."""
+        mean = _numpy(self.predict_latent(X).mean.reshape(-1, self.posterior_.n_outputs))
+        if self._multilabel or mean.shape[1] > 2:
+            return mean
+        return mean[:, 0] if mean.shape[1] == 1 else mean[:, 1] - mean[:, 0]
+
+    def predict_latent(self, X: Any) -> Prediction:
+        """The Gaussian of the logits: its mean, the covariance of each example's, joint samples, probabilities.
+
+        One of these for all that is wanted of the same examples computes their covariances once.
+        """
+        check_is_fitted(self, "posterior_")
+        check_columns(self, X)
+        return self.posterior_.predict(self.posterior_.examples(X, "X"))
+
+    def uncertainty(self, X: Any) -> Array:
+        """The mutual information of each example's label and the model in nats, (m,): what labelling it would tell."""
+        return _numpy(self.predict_latent(X).mutual_information())
+
+    def sample_proba(self, X: Any, n_samples: int = 1, random_state: Any = 0) -> Array:
+        """Class probabilities of joint samples of the logits over all examples, (s, m, k)."""
+        seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+        latent = self.predict_latent(X).sample(n_samples, generator=torch.Generator().manual_seed(seed))
+        likelihood = self.posterior_.likelihood
+        samples = latent.reshape(n_samples, -1, self.posterior_.n_outputs)
+        return np.stack([self._columns(likelihood.probabilities(f)) for f in samples])
+
+    def _adapted(self, gp: TangentGP, examples: Examples, labels: Labels, method: Method | None) -> Posterior:
+        prior = "shared" if self.prior_std is None else self.prior_std
+        maximize = _CRITERIA[self.criterion]
+        gp, likelihood = maximize(
+            gp, examples, labels.targets, likelihood=labels.likelihood, prior_std=prior, temperature=self.temperature
+        )
+        return gp.condition(examples, labels.targets, likelihood=likelihood, method=method)
+
+    def _columns(self, p: Tensor) -> Array:
+        found = _numpy(p)
+        return np.column_stack([1.0 - found, found]) if found.shape[1] == 1 and not self._multilabel else found
+
+    def _method(self) -> Method | None:
+        if self.method is None or isinstance(self.method, Method):
+            return self.method
+        if not isinstance(self.method, str) or self.method not in _METHODS:
+            raise InvalidOption(
+                f"method: got {self.method!r}; expected {', '.join(map(repr, _METHODS))}, or an object with its "
+                "options like jacana.Laplace()."
+            )
+        return _METHODS[self.method]
+
+    def _steps(self) -> int:
+        if isinstance(self.relinearize, bool) or not isinstance(self.relinearize, int) or self.relinearize < 0:
+            raise InvalidOption(f"relinearize: got {self.relinearize!r}; expected zero or a positive whole number.")
+        return self.relinearize
+
+
+def _numpy(tensor: Tensor) -> Array:
+    return tensor.detach().cpu().numpy()

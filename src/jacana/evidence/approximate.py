@@ -1,0 +1,83 @@
+"""The Laplace evidence of prior scales and of a temperature, with exact gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from scipy.optimize import minimize
+from torch import Tensor
+
+from jacana.errors import NotPositiveDefinite
+from jacana.evidence.surface import Asked, Surface, Vector
+from jacana.likelihoods import Likelihood
+from jacana.posteriors import Mode, Observations
+from jacana.posteriors.sides import Side
+
+__all__ = ["approximate"]
+
+_GRID = (0.1, 0.3, 1.0, 3.0, 10.0)
+_FAILED = 1e300
+
+
+def approximate(observations: Observations, asked: Asked, *, progress: bool) -> tuple[list[float], float]:
+    """Factors on the scales of the layers, and the temperature, of the largest Laplace evidence.
+
+        L = log p(y | f̂) − ½ δ̂ᵀ S⁻¹ δ̂ − ½ log |I + S^½ Jᵀ H J S^½|
+
+    at the mode of the linear model for each choice, from the two best points of a coarse grid on, by L-BFGS on
+    logarithms.
+
+    References:
+        Rasmussen and Williams 2006, section 5.5.1. Immer, Bauer, Fortuin, Rätsch, Khan 2021 (arXiv 2104.04975). Antorán
+        et al. 2022 (arXiv 2206.08900): the mode has to be that of the linear model.
+    """
+    surface = Surface(observations, asked, progress=progress)
+
+    def objective(point: Vector) -> tuple[float, Vector]:
+        try:
+            side, mode = surface.mode(point)
+        except NotPositiveDefinite:
+            return _FAILED, np.zeros_like(point)
+        value, by_scale, by_temperature = evidence(side, mode, surface.logits / surface.read(point)[1])
+        slope = by_scale.tolist()[: surface.n_scales] + [by_temperature] * asked.temperature
+        return -value, -np.array(slope)
+
+    grid = [surface.common(size) for size in _GRID] if surface.n_scales else []
+    ranked = sorted([*grid, surface.clipped(surface.given)], key=lambda point: objective(point)[0])
+    best, where = _FAILED, surface.given
+    for start in ranked[:2]:
+        found = minimize(objective, start, jac=True, bounds=surface.bounds, method="L-BFGS-B", options={"maxiter": 60})
+        if found.fun < best:
+            best, where = float(found.fun), found.x
+    if best >= _FAILED:
+        raise NotPositiveDefinite(
+            "prior_std: no scale within bounds gives a curvature that float64 can factorise; fix prior_std."
+        )
+    return surface.learned(where, len(observations.model.lin.layers))
+
+
+def evidence(side: Side, mode: Mode, logits: Float64[Tensor, "n c"]) -> tuple[float, Float64[Tensor, " l"], float]:
+    """L, and its slope in the logarithms of the scales and of what the logits are multiplied with."""
+    likelihood, y = side.observations.likelihood, side.observations.targets
+    precision, u = mode.precision, mode.u
+    value = mode.value - 0.5 * precision.log_determinant.value
+    by_mode = -0.5 * _by_values(likelihood, mode.f, precision.fitted())
+    moved = precision.solve(side.pull(by_mode))  # how L changes as the mode moves with the prior
+    by_scale = side.shares(u, u) + 2.0 * side.shares(moved, u) - precision.freedom
+    seen = mode.root @ (mode.root.mT @ side.values(moved).unsqueeze(2))
+    by_temperature = float(((likelihood.gradient(mode.f, y) + by_mode - seen.squeeze(2)) * logits).sum())
+    return value, by_scale, by_temperature
+
+
+def _by_values(
+    likelihood: Likelihood, f: Float64[Tensor, "n c"], covariance: Float64[Tensor, "n c c"]
+) -> Float64[Tensor, "n c"]:
+    """∂/∂f of Σ tr V_i H_i(f): the third derivatives of log p."""
+    with torch.enable_grad():
+        variable = f.detach().clone().requires_grad_()
+        total = (covariance * likelihood.curvature(variable)).sum()
+        if not total.requires_grad:  # the same curvature everywhere
+            return torch.zeros_like(f)
+        (slope,) = torch.autograd.grad(total, variable)
+    return slope

@@ -1,0 +1,134 @@
+"""Surface: what scales and a temperature make of the prior at some data, as points of a search."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jacana.linearization import Prior, fits
+from jacana.posteriors import Mode, Observations, mode_of
+from jacana.posteriors.sides import KernelSide, Side, WeightSide
+
+__all__ = ["Asked", "Surface", "Vector"]
+
+_LARGEST = 3_000
+"""Function values, or parameters, of which a curvature is factorised a hundred times in a minute or a few."""
+
+_SCALE_RANGE = (1e-5, 1e3)
+"""Of the prior's standard deviation of a logit."""
+
+_TEMPERATURE_RANGE = (0.05, 20.0)
+Vector = NDArray[np.float64]
+
+
+@final
+@dataclass(frozen=True)
+class Asked:
+    """What is learned: scales, one or one a layer, and the temperature."""
+
+    scales: bool
+    by_layer: bool
+    temperature: bool
+
+
+@final
+class Surface:
+    """The prior at each point: logarithms of factors on the scales, then that of 1 / T.
+
+    With more than 3,000 function values and parameters a subset of the examples, drawn at random, is taken: a prior is
+    not of the data.
+
+    Attributes:
+        bounds: of each coordinate.
+        given: the point that there is.
+        typical: the logarithm of the standard deviation of a logit that each scale gives.
+    """
+
+    def __init__(self, observations: Observations, asked: Asked, *, progress: bool) -> None:
+        observations = _some(observations)
+        self.asked, self._temperature = asked, observations.model.temperature
+        self.logits = observations.offset * self._temperature
+        self._side, size = _side(observations, asked, progress=progress)
+        typical: Vector = torch.where(size > 0.0, size, 1.0).log().cpu().numpy()  # a layer that does nothing stays
+        self.n_scales = len(size) if asked.scales else 0
+        low, high = np.log(_SCALE_RANGE)
+        self.typical = typical[: self.n_scales]
+        moves = size.tolist()[: self.n_scales]
+        self.bounds = [(low - t, high - t) if s > 0.0 else (0.0, 0.0) for s, t in zip(moves, self.typical, strict=True)]
+        if asked.temperature:
+            cold, hot = np.log(_TEMPERATURE_RANGE)
+            self.bounds.append((-hot, -cold))
+        self.given: Vector = np.array([0.0] * self.n_scales + [-math.log(self._temperature)] * asked.temperature)
+        self._start: Tensor | None = None
+
+    def common(self, size: float, temperature: float = 1.0) -> Vector:
+        """The point where all layers with the same share give a logit this standard deviation."""
+        share = 0.5 * math.log(max(1, self.n_scales))
+        tail = [-math.log(temperature)] if self.asked.temperature else []
+        return self.clipped(np.concatenate([math.log(size) - share - self.typical, tail]))
+
+    def clipped(self, point: Vector) -> Vector:
+        """The nearest point within bounds."""
+        low, high = np.array(self.bounds).T
+        return np.clip(point, low, high)
+
+    def read(self, point: Vector) -> tuple[list[float], float]:
+        """Factors on the scales, and the temperature."""
+        values = np.exp(point).tolist()
+        return values[: self.n_scales] or [1.0], (1.0 / values[-1] if self.asked.temperature else self._temperature)
+
+    def mode(self, point: Vector) -> tuple[Side, Mode]:
+        """The side there, and the mode, searched from that of the last point.
+
+        Raises:
+            NotPositiveDefinite: the curvature cannot be factorised.
+        """
+        side = self._at(*self.read(point))
+        mode = mode_of(side, self._start)
+        self._start = mode.u if isinstance(side, KernelSide) else None  # there it is a gradient, whatever the scales
+        return side, mode
+
+    def learned(self, point: Vector, n_layers: int) -> tuple[list[float], float]:
+        """Factors, one a layer, and the temperature."""
+        scales, temperature = self.read(point)
+        return (scales if self.asked.by_layer and self.n_scales else scales * n_layers), temperature
+
+    def _at(self, scales: list[float], temperature: float) -> Side:
+        observations = self._side.observations
+        model = replace(observations.model, temperature=temperature)
+        here = replace(observations, model=model, offset=self.logits / temperature)
+        if isinstance(self._side, KernelSide):
+            return self._side.rescaled(here, scales)
+        names, layers = here.model.lin.names, here.model.lin.layers
+        factors = dict(zip(layers, scales if self.asked.by_layer else scales * len(layers), strict=True))
+        owner = {name: layer for layer, names in layers.items() for name in names}
+        stds = {name: std * factors[owner[name]] for name, std in zip(names, here.model.prior.stds, strict=True)}
+        prior = Prior.of(here.model.lin.network, stds)
+        return self._side.rescaled(replace(here, model=replace(model, prior=prior)))
+
+
+def _side(observations: Observations, asked: Asked, *, progress: bool) -> tuple[KernelSide | WeightSide, Tensor]:
+    """The smaller side, and the root of K's mean diagonal, by layer if asked for."""
+    rows, p = observations.n * observations.c, observations.model.lin.n_parameters
+    if rows <= p or not fits(6 * 8 * p * p, observations.model.lin.device):
+        kernel = KernelSide.of(observations, layers=asked.by_layer, progress=progress)
+        return kernel, kernel.sizes
+    weights = WeightSide(observations, layers=asked.by_layer)
+    return weights, weights.sizes
+
+
+def _some(observations: Observations) -> Observations:
+    """All, or as many as a side can be factorised often for."""
+    n, c = observations.n, observations.c
+    most = max(1, _LARGEST // c)
+    if n <= most or observations.model.lin.n_parameters <= _LARGEST:
+        return observations
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:most]
+    index = order.sort().values
+    return observations.some(index, observations.x.some(index))

@@ -1,0 +1,64 @@
+"""Relinearize: the network's tangent at the mode of a posterior, with the prior where it was."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from jacana.errors import InvalidOption, UnsupportedNetwork
+from jacana.linearization import Linearization
+from jacana.posteriors.observations import Model, Observations
+
+__all__ = ["relinearized"]
+
+_HALVINGS = 12
+
+
+def relinearized(observations: Observations, weights: Float64[Tensor, " p"]) -> Model:
+    """One Gauss-Newton step on Ψ(θ) = log p(y | f(x; θ) / T) − ½ (θ − θ0)ᵀ S⁻¹ (θ − θ0) / T², cut until Ψ grows.
+
+    The posterior mean of the linear model is where such a step ends. It goes up along Ψ, so that a step that is short
+    enough never makes Ψ worse; where twelve halvings do not find one, nothing is moved.
+
+    Args:
+        observations: what Ψ is over, with the model there is.
+        weights: δ̂.
+
+    Returns:
+        The model with the linearization at the new θ; its prior is still around θ0.
+
+    Raises:
+        InvalidOption: a model that does not start from the network's own output.
+    """
+    model = observations.model
+    if model.zero_mean:
+        raise InvalidOption(
+            "mean: got 'zero', and the tangent of a network that is not its own prior mean has nothing to follow; take "
+            "mean='network'."
+        )
+    here = torch.zeros_like(weights) if model.origin is None else model.origin
+    step = model.temperature * weights - here
+    before, length = _objective(observations, model.lin, here), 1.0
+    for _ in range(_HALVINGS):
+        lin = model.lin.moved(length * step)
+        there = here + length * step
+        if _objective(observations, lin, there) >= before:
+            return replace(model, lin=lin, origin=there)
+        length *= 0.5
+    return model
+
+
+def _objective(observations: Observations, lin: Linearization, origin: Float64[Tensor, " p"]) -> float:
+    """Ψ at the weights of a linearization."""
+    model = observations.model
+    try:
+        f = torch.cat([lin(batch) for batch in observations.x.batches(lin.batch_size)]).to(torch.float64)
+    except UnsupportedNetwork:  # so far away that its outputs are not finite
+        return -math.inf
+    change = origin / (model.temperature * model.prior.vector(lin.device))
+    fit = observations.likelihood.log_prob(f / model.temperature, observations.targets).sum()
+    return float(fit - 0.5 * change.square().sum())
