@@ -19,6 +19,7 @@ from jacana.posteriors.iterated import IteratedState, System
 from jacana.posteriors.joseph import EPS, TRUSTED, joseph_root, joseph_variance
 from jacana.posteriors.method import Method, State
 from jacana.posteriors.observations import Observations
+from jacana.posteriors.pieces import pieces
 from jacana.solvers import Cholesky, Direct, Factor, Iterative
 
 __all__ = ["FunctionSpace", "FunctionSpaceState"]
@@ -122,8 +123,7 @@ class FunctionSpaceState(State):
     def variance(self, x: Examples) -> Float64[Tensor, "m c"]:
         model = self.observations.model
         parts = []
-        for start, stop in model.lin.bounds(x):
-            block = x[start:stop]
+        for block in pieces(model.lin, x, len(self._residual)):
             prior = diagonal_blocks(model.lin, block, model.prior).diagonal(dim1=1, dim2=2)
             weights, explained, doubt = self._explained(block, prior.flatten())
             variance = prior.flatten() - explained
@@ -136,8 +136,7 @@ class FunctionSpaceState(State):
     def blocks(self, x: Examples) -> Float64[Tensor, "m c c"]:
         model, c = self.observations.model, self.observations.c
         parts = []
-        for start, stop in model.lin.bounds(x):
-            block = x[start:stop]
+        for block in pieces(model.lin, x, len(self._residual)):
             prior = diagonal_blocks(model.lin, block, model.prior)
             half = self._factor.half_solve(dense_kernel(model.lin, self.observations.examples, block, model.prior))
             weights = self._factor.complete(half)

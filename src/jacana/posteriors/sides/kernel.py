@@ -15,6 +15,7 @@ from jacana.networks import Examples
 from jacana.operators import Estimate, standard_normal
 from jacana.posteriors.joseph import EPS, TRUSTED, joseph_root, joseph_variance
 from jacana.posteriors.observations import Observations
+from jacana.posteriors.pieces import pieces
 from jacana.posteriors.sides.side import Precision, Side
 from jacana.solvers import Cholesky, Factor
 
@@ -137,8 +138,7 @@ class _KernelPrecision(Precision):
 
     def variance(self, x: Examples) -> Float64[Tensor, "m c"]:
         model, parts = self._side.observations.model, []
-        for start, stop in model.lin.bounds(x):
-            block = x[start:stop]
+        for block in pieces(model.lin, x, len(self._side.kernel)):
             prior = diagonal_blocks(model.lin, block, model.prior).diagonal(dim1=1, dim2=2)
             half, spread, doubt = self._explained(block, prior.flatten())
             variance = prior.flatten() - half.square().sum(0)
@@ -150,8 +150,7 @@ class _KernelPrecision(Precision):
 
     def blocks(self, x: Examples) -> Float64[Tensor, "m c c"]:
         model, c, parts = self._side.observations.model, self._side.observations.c, []
-        for start, stop in model.lin.bounds(x):
-            block = x[start:stop]
+        for block in pieces(model.lin, x, len(self._side.kernel)):
             prior = diagonal_blocks(model.lin, block, model.prior)
             half, spread, doubt = self._explained(block, prior.diagonal(dim1=1, dim2=2).flatten())
             rows = half.view(-1, len(block), c).permute(1, 2, 0)

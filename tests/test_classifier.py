@@ -1,0 +1,260 @@
+"""NTKClassifier: scikit-learn's conventions, on labels of any kind."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import jacana
+
+CLASSES = ["ant", "bee", "cat"]
+
+
+def net(c=3, seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, c))
+
+
+def data(n=60, seed=0, c=3):
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, 2))
+    angle = np.arctan2(X[:, 1], X[:, 0]) + np.pi
+    return X, np.minimum((angle * c / (2 * np.pi)).astype(int), c - 1)
+
+
+def classifier(c=3, **words):
+    return jacana.NTKClassifier(net(c), progress=False, **words)
+
+
+@pytest.mark.parametrize("kind", ["numbers", "words", "negative", "floats", "booleans", "tensor", "column"])
+def test_labels_of_any_kind(kind):
+    X, y = data(c=2)
+    named = {
+        "numbers": y, "words": np.array(CLASSES)[y], "negative": 2 * y - 1, "floats": y.astype(float),
+        "booleans": y.astype(bool), "tensor": torch.from_numpy(y), "column": y[:, None],
+    }[kind]  # fmt: skip
+    clf = classifier(2).fit(X, named)
+    flat = np.asarray(named).ravel()
+    assert clf.classes_.tolist() == sorted(set(flat.tolist()))
+    assert clf.predict(X).dtype == np.unique(flat).dtype
+    assert clf.score(X, flat) > 0.9
+    np.testing.assert_array_equal(clf.classes_[clf.predict_proba(X).argmax(1)], clf.predict(X))
+    plain = classifier(2).fit(X, y)
+    np.testing.assert_array_equal(clf.predict_proba(X), plain.predict_proba(X))
+
+
+def test_it_learns_and_says_what():
+    X, y = data(120)
+    clf = classifier().fit(X[:80], y[:80])
+    assert clf.score(X[80:], y[80:]) > 0.85
+    p = clf.predict_proba(X)
+    assert p.shape == (120, 3)
+    np.testing.assert_allclose(p.sum(1), 1.0, rtol=1e-12)
+    assert clf.prior_std_ > 0
+    assert clf.temperature_ > 0
+    assert clf.log_marginal_likelihood_value_ < 0
+    assert isinstance(clf.method_, jacana.Laplace)
+    assert "Categorical" in clf.method_reason_
+    assert clf.n_features_in_ == 2
+    np.testing.assert_allclose(clf.decision_function(X), clf.posterior_.predict(torch.from_numpy(X)).mean.numpy())
+
+
+@pytest.mark.parametrize(
+    "method", ["auto", "laplace", "map", "variational", "dirichlet", "one-hot", "last-layer", jacana.Laplace()]
+)
+def test_every_method_by_its_word(method):
+    X, y = data()
+    clf = classifier(method=method).fit(X, y)
+    p = clf.predict_proba(X)
+    np.testing.assert_allclose(p.sum(1), 1.0, rtol=1e-9)
+    assert clf.score(X, y) > (0.5 if method == "last-layer" else 0.8)
+
+
+def test_far_away_it_does_not_know():
+    X, y = data()
+    clf = classifier().fit(X, y)
+    near, far = clf.uncertainty(X), clf.uncertainty(20.0 * X)
+    assert np.median(far) > 2 * np.median(near)
+
+
+def test_one_logit_and_two_of_them_are_the_same_classifier():
+    X, y = data(c=2)
+    one = net(1)
+    two = nn.Sequential(*one[:2], nn.Linear(16, 2))
+    with torch.no_grad():
+        two[2].weight[0], two[2].bias[0] = 0.0, 0.0
+        two[2].weight[1], two[2].bias[1] = one[2].weight[0], one[2].bias[0]
+    prior = {"0": 0.5, "2": 0.5}
+    a = jacana.NTKClassifier(one, prior_std=prior, temperature=1.0).fit(X, y)
+
+    def beside_zero(f):
+        return torch.stack([torch.zeros_like(f[:, 0]), f[:, 1]], 1)
+
+    b = jacana.NTKClassifier(two, prior_std=prior, temperature=1.0, output=beside_zero).fit(X, y)
+    assert a.predict_proba(X).shape == (60, 2)
+    np.testing.assert_allclose(a.predict_proba(X), b.predict_proba(X), atol=1e-6)
+    np.testing.assert_allclose(a.decision_function(X), b.decision_function(X), atol=1e-5)
+
+
+def test_several_labels_an_example():
+    X, _ = data()
+    Y = np.stack([X[:, 0] > 0, X[:, 1] > 0, X.sum(1) > 0], 1).astype(int)
+    clf = classifier().fit(X, Y)
+    assert clf.predict_proba(X).shape == clf.predict(X).shape == (60, 3)
+    assert (clf.predict(X) == Y).mean() > 0.9
+
+
+def test_weights_count_as_repetitions():
+    X, y = data(30)
+    fixed = {"prior_std": 0.5, "temperature": 1.0}
+    weights = np.where(np.arange(30) < 10, 2.0, 1.0)
+    a = classifier(**fixed).fit(X, y, sample_weight=weights)
+    b = classifier(**fixed).fit(np.concatenate([X, X[:10]]), np.concatenate([y, y[:10]]))
+    np.testing.assert_allclose(a.predict_proba(X), b.predict_proba(X), atol=1e-5)
+    balanced = classifier(class_weight="balanced", **fixed).fit(X, y)
+    by_hand = classifier(**fixed).fit(X, y, sample_weight=30 / (3 * np.bincount(y)[y]))
+    np.testing.assert_allclose(balanced.predict_proba(X), by_hand.predict_proba(X), atol=1e-8)
+
+
+def test_a_class_may_be_missing_where_they_are_named():
+    X, y = data()
+    seen = y != 1
+    with pytest.raises(jacana.errors.InvalidData, match="classes="):
+        classifier().fit(X[seen], y[seen])
+    clf = classifier(classes=CLASSES).fit(X[seen], np.array(CLASSES)[y[seen]])
+    assert clf.classes_.tolist() == CLASSES
+    assert clf.predict_proba(X[seen])[:, 1].mean() < 0.2
+    alone = classifier(classes=[0, 1, 2]).fit(X[y == 1], y[y == 1])
+    assert alone.score(X[y == 1], y[y == 1]) == 1.0
+
+
+def test_names_are_in_the_order_of_the_outputs():
+    X, y = data()
+    order = [2, 0, 1]
+    swapped = net()
+    with torch.no_grad():
+        swapped[2].weight.copy_(swapped[2].weight[order].clone())
+        swapped[2].bias.copy_(swapped[2].bias[order].clone())
+    a = classifier().fit(X, y)
+    b = jacana.NTKClassifier(swapped, classes=order).fit(X, y)
+    np.testing.assert_allclose(a.predict_proba(X)[:, order], b.predict_proba(X), atol=1e-4)
+    np.testing.assert_array_equal(a.predict(X), b.predict(X))
+
+
+@pytest.mark.parametrize(
+    ("X", "y", "words", "match"),
+    [
+        (data()[0], np.linspace(0, 1, 60), {}, "y"),
+        (data()[0], np.zeros(60), {}, "classes"),
+        (data()[0], np.arange(60) % 5, {}, "with_head"),
+        (data()[0], data()[1][:50], {}, "50"),
+        (data()[0], np.full(60, "zebra"), {"classes": CLASSES}, "zebra"),
+        (data()[0], data()[1], {"classes": ["a", "a", "b"]}, "classes"),
+        (data()[0], data()[1], {"classes": ["a", "b"]}, "classes"),
+        (data()[0], data()[1], {"method": "best"}, "method"),
+        (data()[0], data()[1], {"relinearize": -1}, "relinearize"),
+        (data()[0], data()[1], {"relinearize": 1, "mean": "zero"}, "mean"),
+        (data()[0], data()[1], {"criterion": "luck"}, "criterion"),
+        (data()[0], data()[1], {"predictive": "mean"}, "predictive"),
+        (data()[0], data()[1], {"class_weight": "fair"}, "class_weight"),
+        (data()[0], data()[1], {"temperature": -1.0}, "temperature"),
+        (data()[0] * np.nan, data()[1], {}, "X"),
+        (data()[0][:0], data()[1][:0], {}, "X"),
+    ],
+)
+def test_what_cannot_be_is_refused(X, y, words, match, as_users_run_it):
+    with pytest.raises(jacana.errors.JacanaError, match=match):
+        classifier(**words).fit(X, y)
+
+
+def test_relinearizing_never_makes_the_log_posterior_worse():
+    X, y = data(40)
+    x = torch.from_numpy(X).float()
+    labels = torch.from_numpy(y)
+    original = net()
+    theta0 = torch.nn.utils.parameters_to_vector(original.parameters()).detach().double()
+    gp = jacana.TangentGP(original, prior_std=2.0, temperature=0.8)
+
+    def objective(model):
+        network = model.lin.network.module
+        theta = torch.nn.utils.parameters_to_vector(network.parameters()).detach().double()
+        f = network(x).detach().double() / 0.8
+        change = (theta - theta0) / 0.8
+        return float(f.log_softmax(1)[torch.arange(40), labels].sum() - 0.5 * change.square().sum() / 4.0)
+
+    values = [objective(gp.model)]
+    for _ in range(4):
+        gp = gp.relinearize(gp.condition(x, labels, likelihood=jacana.Categorical()))
+        values.append(objective(gp.model))
+    assert all(later >= earlier - 1e-6 for earlier, later in itertools.pairwise(values))
+    assert values[-1] > values[0] + 5.0
+    before = torch.nn.utils.parameters_to_vector(original.parameters()).detach().double()
+    assert torch.equal(before, theta0)
+
+
+def test_relinearizing_a_linear_network_changes_nothing():
+    torch.manual_seed(0)
+    linear = nn.Linear(2, 3).double()
+    X, y = data(40)
+    x, labels = torch.from_numpy(X), torch.from_numpy(y)
+    gp, likelihood = jacana.TangentGP(linear, 0.7, temperature=1.5), jacana.Categorical()
+    post = gp.condition(x, labels, likelihood=likelihood)
+    again = gp.relinearize(post).condition(x, labels, likelihood=likelihood)
+    torch.testing.assert_close(again.weights, post.weights, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(again.predict(x).mean, post.predict(x).mean, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(again.predict(x).covariance, post.predict(x).covariance, rtol=1e-6, atol=1e-8)
+    assert again.log_evidence == pytest.approx(post.log_evidence, rel=1e-9)
+
+
+def test_it_goes_through_scikit_learn():
+    X, y = data()
+    search = GridSearchCV(classifier(prior_std=0.5), {"temperature": [1.0, 100.0]}, cv=2).fit(X, y)
+    assert search.best_params_["temperature"] in (1.0, 100.0)
+    pipeline = make_pipeline(StandardScaler(), classifier(prior_std=0.5, temperature=1.0)).fit(X, y)
+    assert pipeline.predict_proba(X).shape == (60, 3)
+    predicted = cross_val_predict(classifier(prior_std=0.5, temperature=1.0), X, y, cv=3, method="predict_proba")
+    assert predicted.shape == (60, 3)
+    copy = clone(classifier(relinearize=2))
+    assert copy.get_params()["relinearize"] == 2
+    with pytest.raises(NotFittedError):
+        copy.predict(X)
+
+
+def test_loaders_and_columns():
+    X, y = data()
+    loader = DataLoader(TensorDataset(torch.from_numpy(X).float(), torch.from_numpy(y)), batch_size=7)
+    fixed = {"prior_std": 0.5, "temperature": 1.0}
+    a, b = classifier(**fixed).fit(loader), classifier(**fixed).fit(X, y)
+    np.testing.assert_allclose(a.predict_proba(X), b.predict_proba(X), atol=1e-6)
+    with pytest.raises(jacana.errors.InvalidData, match="expecting 2"):
+        b.predict(np.zeros((3, 5)))
+
+
+def test_samples_are_joint():
+    X, y = data()
+    clf = classifier().fit(X, y)
+    twice = np.concatenate([X[:1], X[:1]])
+    samples = clf.sample_proba(twice, 5, random_state=3)
+    assert samples.shape == (5, 2, 3)
+    np.testing.assert_allclose(samples[:, 0], samples[:, 1], atol=1e-9)
+    np.testing.assert_array_equal(samples, clf.sample_proba(twice, 5, random_state=3))
+
+
+def test_the_network_stays_as_it_was():
+    X, y = data()
+    given = net()
+    before = {name: value.clone() for name, value in given.state_dict().items()}
+    jacana.NTKClassifier(given, relinearize=2).fit(X, y).predict_proba(X)
+    assert given.training
+    assert all(torch.equal(value, before[name]) for name, value in given.state_dict().items())
+    assert all(parameter.grad is None for parameter in given.parameters())

@@ -1,0 +1,207 @@
+"""Scales and temperature from labels left out, and by Laplace's evidence: against refits and finite differences."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import jacana
+from jacana.evidence.approximate import evidence
+from jacana.evidence.surface import Asked, Surface
+from jacana.posteriors import cavity_of, mode_of, observe
+from jacana.posteriors.sides import KernelSide, WeightSide
+
+DOUBLE = torch.float64
+
+
+def task(n=24, c=3, seed=0):
+    """A network, inputs and labels that it half explains."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(2, 9), nn.Tanh(), nn.Linear(9, c)).double()
+    x = torch.randn(n, 2, dtype=DOUBLE)
+    noisy = net(x).detach() + 0.5 * torch.randn(n, c, dtype=DOUBLE) + x.repeat(1, 2)[:, :c]
+    return net, x, noisy.argmax(1) if c > 1 else (noisy[:, 0] > 0).double()
+
+
+def likelihoods():
+    return {
+        "classes": (jacana.Categorical(), 3),
+        "two classes": (jacana.Categorical(), 2),
+        "one logit": (jacana.Bernoulli(), 1),
+        "counts": (jacana.Poisson(), 1),
+        "weighted": (jacana.Weighted(jacana.Categorical(), torch.linspace(0.2, 2.0, 24)), 3),
+    }
+
+
+EVERY = pytest.mark.parametrize("name", likelihoods())
+
+
+@EVERY
+@pytest.mark.parametrize("side", [KernelSide, WeightSide])
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_the_slope_of_the_evidence_is_its_finite_difference(name, side, by_layer, monkeypatch):
+    likelihood, c = likelihoods()[name]
+    net, x, y = task(c=c)
+    from jacana.evidence import surface as module
+
+    def chosen(observations, asked, *, progress):
+        made = KernelSide.of(observations, layers=by_layer) if side is KernelSide else None
+        made = made or WeightSide(observations, layers=by_layer)
+        return made, made.sizes
+
+    monkeypatch.setattr(module, "_side", chosen)
+    observations = observe(jacana.TangentGP(net, 0.7, temperature=1.3).model, x, y, likelihood)
+    surface = Surface(observations, Asked(True, by_layer, True), progress=False)
+
+    def value(point):
+        found, mode = surface.mode(point)
+        return evidence(found, mode, surface.logits / surface.read(point)[1])
+
+    point = np.linspace(-0.4, 0.3, len(surface.bounds))
+    _, by_scale, by_temperature = value(point)
+    step = 1e-5
+    for i, slope in enumerate([*by_scale.tolist(), by_temperature]):
+        unit = step * np.eye(len(point))[i]
+        numeric = (value(point + unit)[0] - value(point - unit)[0]) / (2 * step)
+        assert slope == pytest.approx(numeric, rel=1e-4, abs=1e-6)
+
+
+def test_at_what_was_found_it_is_the_evidence_of_the_posterior():
+    net, x, y = task()
+    for words in ("shared", "layers"):
+        likelihood = jacana.Categorical()
+        gp, same = jacana.maximize_evidence(jacana.TangentGP(net), x, y, likelihood=likelihood, prior_std=words)
+        assert same is likelihood
+        best = gp.condition(x, y, likelihood=likelihood).log_evidence
+        stds = [gp.prior_std] if words == "shared" else list(gp.prior_std.values())
+        assert (words == "layers") == (len(stds) == 2)
+        for factor in (0.9, 1.1):
+            for i in range(len(stds)):
+                moved = [std * (factor if j == i else 1.0) for j, std in enumerate(stds)]
+                prior = moved[0] if words == "shared" else dict(zip(gp.prior_std, moved, strict=True))
+                other = jacana.TangentGP(net, prior, temperature=gp.temperature)
+                assert other.condition(x, y, likelihood=likelihood).log_evidence < best + 1e-6
+            other = jacana.TangentGP(net, gp.prior_std, temperature=gp.temperature * factor)
+            assert other.condition(x, y, likelihood=likelihood).log_evidence < best + 1e-6
+
+
+def test_what_is_given_is_held():
+    net, x, y = task()
+    gp, likelihood = jacana.TangentGP(net), jacana.Categorical()
+    for maximize in (jacana.maximize_evidence, jacana.maximize_leave_one_out):
+        found, _ = maximize(gp, x, y, likelihood=likelihood, prior_std=0.3)
+        assert found.prior_std == 0.3
+        assert found.temperature != 1.0
+        found, _ = maximize(gp, x, y, likelihood=likelihood, temperature=2.0)
+        assert found.temperature == 2.0
+        found, _ = maximize(gp, x, y, likelihood=likelihood, prior_std=0.3, temperature=2.0)
+        assert (found.prior_std, found.temperature) == (0.3, 2.0)
+        assert maximize(jacana.TangentGP(net, mean="zero"), x, y, likelihood=likelihood)[0].temperature == 1.0
+
+
+@EVERY
+@pytest.mark.parametrize("side", [KernelSide.of, WeightSide])
+def test_a_cavity_is_the_posterior_without_the_example(name, side):
+    """Where each example has little weight the curvatures at the others stay, and closed form and refit agree."""
+    likelihood, c = likelihoods()[name]
+    net, x, y = task(c=c)
+    gp = jacana.TangentGP(net, 0.15)
+    observations = observe(gp.model, x, y, likelihood)
+    cavity = cavity_of(mode_of(side(observations)), observations)
+    scores = cavity.log_probability(likelihood, observations.targets)
+    for i in range(0, 24, 5):
+        rest = torch.tensor([j for j in range(24) if j != i])
+        kind = likelihood.at(rest)
+        post = gp.condition(x[rest], y[rest], likelihood=kind).predict(x[i : i + 1])
+        mean = post.mean.reshape(1, c)
+        assert float((cavity.mean[i] - mean).abs().max()) < 0.02
+        covariance = post.marginal_covariance
+        assert float((cavity.covariance[i] - covariance).abs().max()) < 0.03 * float(covariance.abs().max())
+        want = likelihood.at(torch.tensor([i])).log_expected(mean, covariance, observations.targets[i : i + 1])
+        assert float(scores[i]) == pytest.approx(float(want), abs=0.02)
+
+
+def test_with_gaussian_noise_the_cavity_is_exact():
+    net, x, _ = task()
+    y = x.sin() @ torch.ones(2, 3, dtype=DOUBLE)
+    gp = jacana.TangentGP(net)
+    observations = observe(gp.model, x, y, jacana.Gaussian(0.3))
+    cavity = cavity_of(mode_of(KernelSide.of(observations)), observations)
+    left_out = gp.condition(x, y, 0.3).leave_one_out()
+    torch.testing.assert_close(cavity.mean, left_out.mean, rtol=1e-8, atol=1e-10)
+    noise = 0.09 * torch.eye(3, dtype=DOUBLE)
+    torch.testing.assert_close(cavity.covariance + noise, left_out.covariance, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(
+        cavity.log_probability(observations.likelihood, observations.targets), left_out.log_probability
+    )
+
+
+def test_labels_left_out_are_as_probable_as_can_be():
+    net, x, y = task()
+    likelihood = jacana.Categorical()
+
+    def score(std, temperature):
+        observations = observe(jacana.TangentGP(net, std, temperature=temperature).model, x, y, likelihood)
+        cavity = cavity_of(mode_of(KernelSide.of(observations)), observations)
+        value = cavity.log_probability(likelihood, observations.targets).sum()
+        return float(value) - 0.5 * (np.log(temperature) / 0.5) ** 2
+
+    gp, _ = jacana.maximize_leave_one_out(jacana.TangentGP(net), x, y, likelihood=likelihood)
+    best = score(gp.prior_std, gp.temperature)
+    for factor in (0.7, 1.4):
+        assert score(gp.prior_std * factor, gp.temperature) < best + 0.02
+        assert score(gp.prior_std, gp.temperature * factor) < best + 0.02
+    grid = [score(std, t) for std in np.geomspace(0.01, 10, 9) for t in (0.5, 1.0, 2.0)]
+    assert best > max(grid) - 0.05
+
+
+def test_layers_keep_their_proportions():
+    net, x, y = task()
+    likelihood = jacana.Categorical()
+    gp = jacana.TangentGP(net)
+    by_evidence, _ = jacana.maximize_evidence(gp, x, y, likelihood=likelihood, prior_std="layers")
+    found, _ = jacana.maximize_leave_one_out(gp, x, y, likelihood=likelihood, prior_std="layers")
+    ratios = [found.prior_std[key] / value for key, value in by_evidence.prior_std.items()]
+    assert ratios[0] == pytest.approx(ratios[1], rel=1e-8)
+
+
+def test_a_subset_is_enough_where_there_are_many(monkeypatch):
+    from jacana.evidence import surface
+
+    net, x, y = task(n=60)
+    monkeypatch.setattr(surface, "_LARGEST", 30)
+    observations = observe(jacana.TangentGP(net).model, x, y, jacana.Categorical())
+    assert Surface(observations, Asked(True, False, True), progress=False).logits.shape == (10, 3)
+    gp, _ = jacana.maximize_leave_one_out(jacana.TangentGP(net), x, y, likelihood=jacana.Categorical())
+    assert gp.prior_std > 0
+
+
+@pytest.mark.parametrize("maximize", [jacana.maximize_evidence, jacana.maximize_leave_one_out])
+def test_what_cannot_be_is_refused(maximize, as_users_run_it):
+    net, x, y = task()
+    gp, likelihood = jacana.TangentGP(net), jacana.Categorical()
+    for wrong, error in (
+        ({"prior_std": "every"}, "prior_std"),
+        ({"prior_std": -1.0}, "prior_std"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+    ):
+        with pytest.raises(jacana.errors.InvalidOption, match=error):
+            maximize(gp, x, y, likelihood=likelihood, **wrong)
+    with pytest.raises(jacana.errors.InvalidOption, match="likelihood"):
+        maximize(gp, x, y, likelihood="softmax")
+    with pytest.raises(jacana.errors.InvalidOption, match="gp"):
+        maximize(net, x, y, likelihood=likelihood)
+
+
+def test_noise_and_temperature_do_not_go_together(as_users_run_it):
+    net, x, y = task()
+    gp = jacana.TangentGP(net)
+    with pytest.raises(jacana.errors.InvalidOption, match="noise_std"):
+        jacana.maximize_evidence(gp, x, y, likelihood=jacana.Categorical(), noise_std=0.1)
+    with pytest.raises(jacana.errors.InvalidOption, match="method"):
+        jacana.maximize_evidence(gp, x, y, likelihood=jacana.Categorical(), method=jacana.Pathwise())
+    with pytest.raises(jacana.errors.InvalidOption, match="temperature"):
+        jacana.maximize_evidence(gp, x, x, temperature=1.0)
