@@ -107,6 +107,11 @@ class Problem:
         """As the user has it: (n,) or (n, c)."""
         return torch.from_numpy(self.shaped(self.Y).copy())
 
+    @property
+    def labels(self) -> Tensor:
+        """(n,): the class that the targets say most of."""
+        return torch.from_numpy(self.Y.argmax(1))
+
     def shaped(self, values: Array) -> Array:
         """(m, c) as the user gets it back."""
         return values[:, 0] if self.spec.flat else values

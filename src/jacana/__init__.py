@@ -47,11 +47,13 @@ from jacana.operators import estimate_log_determinant as estimate_log_determinan
 from jacana.operators import estimate_trace as estimate_trace
 from jacana.operators import top_eigenpairs as top_eigenpairs
 from jacana.posteriors import MAP as MAP
+from jacana.posteriors import DirichletRegression as DirichletRegression
 from jacana.posteriors import FunctionSpace as FunctionSpace
 from jacana.posteriors import Laplace as Laplace
 from jacana.posteriors import LastLayer as LastLayer
 from jacana.posteriors import LeaveOneOut as LeaveOneOut
 from jacana.posteriors import NystromFeatures as NystromFeatures
+from jacana.posteriors import OneHotRegression as OneHotRegression
 from jacana.posteriors import Pathwise as Pathwise
 from jacana.posteriors import Posterior as Posterior
 from jacana.posteriors import TangentGP as TangentGP
@@ -75,6 +77,7 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "Cholesky",
+    "DirichletRegression",
     "Eigenpairs",
     "Eigh",
     "EmpiricalFisher",
@@ -94,6 +97,7 @@ __all__ = [
     "NTKClassifier",
     "NTKRegressor",
     "NystromFeatures",
+    "OneHotRegression",
     "Pathwise",
     "Poisson",
     "Posterior",

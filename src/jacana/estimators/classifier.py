@@ -23,9 +23,11 @@ from jacana.linearization import linearize
 from jacana.networks import Examples, Selection
 from jacana.posteriors import (
     MAP,
+    DirichletRegression,
     Laplace,
     LastLayer,
     Method,
+    OneHotRegression,
     Posterior,
     TangentGP,
 )
@@ -39,6 +41,8 @@ _METHODS: dict[str, Method | None] = {
     "auto": None,
     "laplace": Laplace(),
     "map": MAP(),
+    "dirichlet": DirichletRegression(),
+    "one-hot": OneHotRegression(),
     "last-layer": LastLayer(),
 }
 

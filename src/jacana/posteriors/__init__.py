@@ -2,6 +2,7 @@
 
 from jacana.posteriors.cavity import Cavity as Cavity
 from jacana.posteriors.cavity import cavity_of as cavity_of
+from jacana.posteriors.dirichlet_regression import DirichletRegression as DirichletRegression
 from jacana.posteriors.function_space import FunctionSpace as FunctionSpace
 from jacana.posteriors.iterated import System as System
 from jacana.posteriors.laplace import Laplace as Laplace
@@ -15,6 +16,7 @@ from jacana.posteriors.nystrom_features import NystromFeatures as NystromFeature
 from jacana.posteriors.observations import Model as Model
 from jacana.posteriors.observations import Observations as Observations
 from jacana.posteriors.observations import observe as observe
+from jacana.posteriors.one_hot_regression import OneHotRegression as OneHotRegression
 from jacana.posteriors.pathwise import Pathwise as Pathwise
 from jacana.posteriors.posterior import Posterior as Posterior
 from jacana.posteriors.tangent_gp import TangentGP as TangentGP

@@ -1,4 +1,4 @@
-"""Last layer: exact inference in the parameters of one layer, all others held fixed."""
+"""Last layer: inference in the parameters of one layer, all others held fixed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from jacana.errors import InvalidOption
+from jacana.likelihoods import Likelihood
 from jacana.linearization import Linearization, Prior
-from jacana.networks import Examples
-from jacana.operators import Estimate
 from jacana.posteriors.choice import choose
+from jacana.posteriors.delegated import Delegated
 from jacana.posteriors.method import Method, State
 from jacana.posteriors.observations import Observations
-from jacana.solvers import Solution
 
 __all__ = ["LastLayer"]
 
@@ -26,7 +25,7 @@ __all__ = ["LastLayer"]
 @final
 @dataclass(frozen=True)
 class LastLayer(Method):
-    """The exact posterior of a prior that lets the last layer move, and nothing else.
+    """The posterior of a prior that lets the last layer move, and nothing else.
 
         f = m + J_L δ_L,     δ_L ~ N(0, S_L),     all other δ = 0
 
@@ -40,7 +39,8 @@ class LastLayer(Method):
 
     Args:
         layer: the dotted prefix of another layer, or of several; by default the last in ``named_parameters`` order.
-        method: how the layer is inferred; by default the cheaper of :class:`FunctionSpace` and :class:`WeightSpace`.
+        method: how the layer is inferred; by default the cheaper of :class:`FunctionSpace` and :class:`WeightSpace`,
+            and where the noise is not Gaussian :class:`Laplace`.
 
     Raises:
         InvalidOption: no method; or, at conditioning, a layer that the network has not or that is not selected.
@@ -82,6 +82,11 @@ class LastLayer(Method):
     def streams(self) -> bool:
         return self.method is not None and self.method.streams
 
+    def check(self, likelihood: Likelihood) -> None:
+        """Refuse what the inner method does; the default takes any."""
+        if self.method is not None:
+            self.method.check(likelihood)
+
     def condition(self, observations: Observations, *, progress: bool) -> State:
         model = observations.model
         names = _names(model.lin, self.layer)
@@ -104,50 +109,28 @@ def _names(lin: Linearization, layer: str | None) -> Sequence[str]:
     return names
 
 
-class _LastLayerState(State):
+class _LastLayerState(Delegated):
     """The posterior of the layer's weights, and zeros."""
-
-    def __init__(self, observations: Observations, inner: State) -> None:
-        super().__init__(observations)
-        self._inner = inner
 
     @cached_property
     def weights(self) -> Float64[Tensor, " p"]:
-        return self._padded(self._inner.weights.unsqueeze(1)).squeeze(1)
-
-    @property
-    def log_evidence(self) -> float:
-        return self._inner.log_evidence
-
-    @property
-    def evidence(self) -> Estimate:
-        return self._inner.evidence
-
-    @property
-    def solution(self) -> Solution | None:
-        return self._inner.solution
+        return self._padded(self.inner.weights.unsqueeze(1)).squeeze(1)
 
     @property
     def precision(self) -> tuple[Float64[Tensor, "n c c"], Float64[Tensor, "n c"]]:
-        return self._inner.precision
-
-    def variance(self, x: Examples) -> Float64[Tensor, "m c"]:
-        return self._inner.variance(x)
-
-    def covariance(self, x: Examples) -> Float64[Tensor, "mc mc"]:
-        return self._inner.covariance(x)
+        return self.inner.precision
 
     def sample_weights(self, n: int, generator: torch.Generator | None) -> Float64[Tensor, "p n"]:
-        return self._padded(self._inner.sample_weights(n, generator))
+        return self._padded(self.inner.sample_weights(n, generator))
 
     def extended(self, more: Observations) -> State:
-        inner = self._inner.extended(replace(more, model=self._inner.observations.model))
+        inner = self.inner.extended(replace(more, model=self.inner.observations.model))
         return _LastLayerState(self.observations.followed_by(more), inner)
 
     def _padded(self, weights: Float64[Tensor, "q k"]) -> Float64[Tensor, "p k"]:
         network = self.observations.model.lin.network
-        moving = iter(torch.split(weights, list(self._inner.observations.model.lin.network.sizes)))
-        names = set(self._inner.observations.model.lin.names)
+        moving = iter(torch.split(weights, list(self.inner.observations.model.lin.network.sizes)))
+        names = set(self.inner.observations.model.lin.names)
         pieces = [
             next(moving) if name in names else weights.new_zeros(size, weights.shape[1])
             for name, size in zip(network.names, network.sizes, strict=True)

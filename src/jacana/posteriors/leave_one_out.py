@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from jacana.errors import InvalidOption
+from jacana.likelihoods import Gaussian
 from jacana.posteriors.method import State
 
 __all__ = ["LeaveOneOut", "leave_one_out"]
@@ -44,10 +46,19 @@ class LeaveOneOut:
 def leave_one_out(state: State) -> LeaveOneOut:
     """y_i − μ_i = B_i⁻¹ [A⁻¹ r]_i with B_i = [A⁻¹]_ii, the c by c block of example i, and covariance B_i⁻¹.
 
+    Raises:
+        InvalidOption: noise that is not Gaussian, or a method that does not factorise.
+
     References:
         Rasmussen and Williams 2006, section 5.4.2, equations 5.12, for c = 1; by blocks here.
     """
     observations = state.observations
+    if not isinstance(observations.likelihood, Gaussian):
+        raise InvalidOption(
+            f"leave_one_out: got a {type(observations.likelihood).__name__} likelihood; it has a closed form for "
+            "Gaussian noise alone. Hold examples out and score predictions of them, e.g. with jacana.metrics, or "
+            "compare log_evidence."
+        )
     blocks, alpha = state.precision
     lower = torch.linalg.cholesky(blocks)
     residual = torch.cholesky_solve(alpha.unsqueeze(2), lower).squeeze(2)
@@ -55,8 +66,7 @@ def leave_one_out(state: State) -> LeaveOneOut:
     log_precision = 2.0 * lower.diagonal(dim1=1, dim2=2).log().sum(1)
     fit = (residual * alpha).sum(1)
     log_probability = 0.5 * (log_precision - fit - observations.c * math.log(2.0 * math.pi))
-    targets = observations.residual + observations.model.mean(observations.examples)
-    mean = targets - residual
+    mean = observations.targets - residual
     if observations.flat:
         mean, residual = mean.squeeze(1), residual.squeeze(1)
     return LeaveOneOut(mean, residual, covariance, log_probability)

@@ -10,7 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from jacana.errors import InvalidData, InvalidOption
-from jacana.likelihoods import Gaussian, Likelihood
+from jacana.likelihoods import Gaussian, Likelihood, Weighted
 from jacana.linearization import push
 from jacana.networks import Data, Examples
 from jacana.operators import Estimate
@@ -131,12 +131,17 @@ class Posterior:
 
         Raises:
             InvalidData: data that cannot be used. This posterior stays as it was.
-            InvalidOption: the noise was given for each old example, and is missing for the new ones.
+            InvalidOption: the noise was given for each old example, and is missing for the new ones; or weights were.
         """
         old = self._state.observations
         gaussian = isinstance(old.likelihood, Gaussian)
         if isinstance(old.likelihood, Gaussian) and noise_std is None and old.likelihood.noise_std.ndim == 2:
             raise InvalidOption("noise_std: got None; it was given for each example, so give it for the new ones too.")
+        if isinstance(old.likelihood, Weighted):
+            raise InvalidOption(
+                "likelihood: got weights for each old example, and the new ones have none; condition the TangentGP on "
+                "all examples at once, with a weight for each."
+            )
         if noise_std is not None and not gaussian:
             raise InvalidOption(f"noise_std: got {noise_std!r} for a {type(old.likelihood).__name__} likelihood.")
         likelihood = old.likelihood if noise_std is None else Gaussian(noise_std)
