@@ -1,5 +1,6 @@
 """Posteriors: a network's tangent process, before and after data; one file a method."""
 
+from jacana.posteriors import families as families
 from jacana.posteriors.function_space import FunctionSpace as FunctionSpace
 from jacana.posteriors.iterated import System as System
 from jacana.posteriors.laplace import Laplace as Laplace
@@ -14,4 +15,5 @@ from jacana.posteriors.observations import observe as observe
 from jacana.posteriors.pathwise import Pathwise as Pathwise
 from jacana.posteriors.posterior import Posterior as Posterior
 from jacana.posteriors.tangent_gp import TangentGP as TangentGP
+from jacana.posteriors.variational import Variational as Variational
 from jacana.posteriors.weight_space import WeightSpace as WeightSpace
