@@ -57,7 +57,9 @@ from jacana.posteriors import OneHotRegression as OneHotRegression
 from jacana.posteriors import Pathwise as Pathwise
 from jacana.posteriors import Posterior as Posterior
 from jacana.posteriors import TangentGP as TangentGP
+from jacana.posteriors import Variational as Variational
 from jacana.posteriors import WeightSpace as WeightSpace
+from jacana.posteriors import families as families
 from jacana.prediction import Prediction as Prediction
 from jacana.predictive import LaplaceBridge as LaplaceBridge
 from jacana.predictive import MonteCarlo as MonteCarlo
@@ -106,6 +108,7 @@ __all__ = [
     "Similarity",
     "Solution",
     "TangentGP",
+    "Variational",
     "WeightSpace",
     "Weighted",
     "compare_networks",
@@ -114,6 +117,7 @@ __all__ = [
     "estimate_log_determinant",
     "estimate_trace",
     "explain",
+    "families",
     "gram",
     "linearize",
     "maximize_evidence",

@@ -30,6 +30,7 @@ from jacana.posteriors import (
     OneHotRegression,
     Posterior,
     TangentGP,
+    Variational,
 )
 from jacana.prediction import Prediction
 from jacana.predictive import Predictive
@@ -41,6 +42,7 @@ _METHODS: dict[str, Method | None] = {
     "auto": None,
     "laplace": Laplace(),
     "map": MAP(),
+    "variational": Variational(),
     "dirichlet": DirichletRegression(),
     "one-hot": OneHotRegression(),
     "last-layer": LastLayer(),

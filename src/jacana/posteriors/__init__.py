@@ -1,5 +1,6 @@
 """Posteriors: a network's tangent process, before and after data; one file a method."""
 
+from jacana.posteriors import families as families
 from jacana.posteriors.cavity import Cavity as Cavity
 from jacana.posteriors.cavity import cavity_of as cavity_of
 from jacana.posteriors.dirichlet_regression import DirichletRegression as DirichletRegression
@@ -20,4 +21,5 @@ from jacana.posteriors.one_hot_regression import OneHotRegression as OneHotRegre
 from jacana.posteriors.pathwise import Pathwise as Pathwise
 from jacana.posteriors.posterior import Posterior as Posterior
 from jacana.posteriors.tangent_gp import TangentGP as TangentGP
+from jacana.posteriors.variational import Variational as Variational
 from jacana.posteriors.weight_space import WeightSpace as WeightSpace

@@ -5,4 +5,5 @@ from jacana.posteriors.sides.products import ProductPrecision as ProductPrecisio
 from jacana.posteriors.sides.products import ProductSide as ProductSide
 from jacana.posteriors.sides.side import Precision as Precision
 from jacana.posteriors.sides.side import Side as Side
+from jacana.posteriors.sides.side import Spread as Spread
 from jacana.posteriors.sides.weights import WeightSide as WeightSide

@@ -134,7 +134,15 @@ class _KernelPrecision(Precision):
         kernel = self._side.kernel
         half = self._factor.half_solve(self._seen(kernel)).view(-1, n, c).permute(1, 2, 0)
         prior = kernel.view(n, c, n, c).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-        return prior - half @ half.mT
+        covariance = prior - half @ half.mT
+        variances, doubt = (blocks.diagonal(dim1=1, dim2=2) for blocks in (covariance, EPS * prior))
+        for i in (variances < TRUSTED * doubt).any(1).nonzero().flatten().tolist():  # Joseph's form, in functions
+            rows = slice(i * c, (i + 1) * c)
+            spread = self._factor.solve(self._seen(kernel[:, rows]))
+            gap = -self._spread(spread)
+            gap[rows].diagonal().add_(1.0)
+            covariance[i] = gap.T @ (kernel @ gap) + spread.T @ spread
+        return 0.5 * (covariance + covariance.mT)
 
     def variance(self, x: Examples) -> Float64[Tensor, "m c"]:
         model, parts = self._side.observations.model, []

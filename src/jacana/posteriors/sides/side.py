@@ -12,7 +12,7 @@ from jacana.networks import Examples
 from jacana.operators import Estimate
 from jacana.posteriors.observations import Observations
 
-__all__ = ["Precision", "Side"]
+__all__ = ["Precision", "Side", "Spread"]
 
 
 class Side(ABC):
@@ -63,22 +63,13 @@ class Side(ABC):
         """The precision S⁻¹ + Jᵀ H J for curvatures H = R Rᵀ."""
 
 
-class Precision(ABC):
-    """S⁻¹ + Jᵀ H J, factorised: what is left of the prior's covariance where curvatures H were seen."""
-
-    @abstractmethod
-    def solve(self, u: Float64[Tensor, " q"]) -> Float64[Tensor, " q"]:
-        """The coordinates of (S⁻¹ + F)⁻¹ S⁻¹ δ(u)."""
+class Spread(ABC):
+    """A Gaussian of the weight change about its mean."""
 
     @property
     @abstractmethod
     def log_determinant(self) -> Estimate:
-        """Log |I + S^½ F S^½|."""
-
-    @property
-    @abstractmethod
-    def freedom(self) -> Float64[Tensor, " l"]:
-        """The parameters that the data determine, tr F (S⁻¹ + F)⁻¹, of each group with one scale."""
+        """Log |S| − log |Σ|, how much narrower than the prior it is; of a precision log |I + S^½ F S^½|."""
 
     @abstractmethod
     def fitted(self) -> Float64[Tensor, "n c c"]:
@@ -98,4 +89,17 @@ class Precision(ABC):
 
     @abstractmethod
     def deviations(self, n: int, generator: torch.Generator | None) -> Float64[Tensor, "p n"]:
-        """Samples of N(0, (S⁻¹ + F)⁻¹)."""
+        """Samples of N(0, Σ)."""
+
+
+class Precision(Spread):
+    """S⁻¹ + Jᵀ H J, factorised: what is left of the prior's covariance where curvatures H were seen."""
+
+    @abstractmethod
+    def solve(self, u: Float64[Tensor, " q"]) -> Float64[Tensor, " q"]:
+        """The coordinates of (S⁻¹ + F)⁻¹ S⁻¹ δ(u)."""
+
+    @property
+    @abstractmethod
+    def freedom(self) -> Float64[Tensor, " l"]:
+        """The parameters that the data determine, tr F (S⁻¹ + F)⁻¹, of each group with one scale."""
