@@ -231,9 +231,8 @@ class Methods:
         seconds = time.process_time() - start
 
         def predict(x: Tensor) -> Says:
-            parts = torch.split(x, self._settings.block)
-            p = np.concatenate([np.asarray(classifier.predict_proba(part), dtype=np.float64) for part in parts])
-            return Says(p, np.concatenate([_mutual_information(classifier.uncertainty(part)) for part in parts]))
+            latent = classifier.predict_latent(x)  # once for both: its covariances are what takes time
+            return Says(latent.probabilities().numpy(), latent.mutual_information().numpy())
 
         return Fitted(predict, _learned(classifier), seconds)
 
@@ -241,11 +240,6 @@ class Methods:
 def _public(name: str) -> Any:
     """A public name of the package, looked up when it is needed."""
     return getattr(jacana, name)
-
-
-def _mutual_information(found: Any) -> np.ndarray:
-    """A score an image (m,): the mutual information, where several scores come together."""
-    return np.asarray(getattr(found, "mutual_information", found), dtype=np.float64)
 
 
 def _learned(classifier: Any) -> dict[str, Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+import jacana
 from experiments.data import mnist
 from experiments.pictures import CLASSES, SHARED, normalised, tiny_imagenet
 from experiments.resnet import trained
@@ -160,19 +159,7 @@ def source(folder: Path | None, settings: Settings) -> nn.Module:
     Raises:
         MissingData: There is no such file.
     """
-    return _with_head(trained(folder, settings.depth), [CLASSES.index(name) for name in SHARED])
-
-
-def _with_head(net: nn.Module, outputs: Sequence[int]) -> nn.Module:
-    """A copy of the network whose last linear layer has some of its outputs, in this order."""
-    copied = copy.deepcopy(net)
-    *_, head = (module for module in copied.modules() if isinstance(module, nn.Linear))
-    rows = torch.tensor(outputs)
-    head.weight = nn.Parameter(head.weight.detach()[rows])
-    if head.bias is not None:
-        head.bias = nn.Parameter(head.bias.detach()[rows])
-    head.out_features = len(rows)
-    return copied
+    return jacana.with_head(trained(folder, settings.depth), [CLASSES.index(name) for name in SHARED], layer="linear")
 
 
 def _in_colour(digits: Tensor) -> Tensor:

@@ -191,37 +191,6 @@ def test_laplace_torch_says_probabilities_and_where_it_knows_little():
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
-def test_the_area_under_the_curve_is_that_of_a_loop():
-    rng = np.random.default_rng(0)
-    inside, outside = rng.integers(0, 6, 23) / 2.0, rng.integers(1, 9, 31) / 2.0
-    wins = [1.0 if b > a else 0.5 if b == a else 0.0 for a in inside for b in outside]
-    assert metrics.out_of_distribution_auroc(inside, outside) == pytest.approx(np.mean(wins), rel=1e-12)
-    assert metrics.out_of_distribution_auroc([0.0, 1.0], [2.0, 3.0, 4.0]) == 1.0
-    assert metrics.out_of_distribution_auroc([1.0], [1.0]) == 0.5
-
-
-def test_the_brier_score_is_that_of_a_loop():
-    p, labels = np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]]), [0, 1]
-    expected = (0.09 + 0.04 + 0.01 + 0.01 + 0.81 + 0.64) / 2
-    assert metrics.brier_score(p, labels) == pytest.approx(expected)
-
-
-def test_the_excess_is_over_the_mean_error_of_labels_drawn_from_the_probabilities():
-    rng = np.random.default_rng(0)
-    p = rng.dirichlet([0.3] * 7, size=400)
-    labels = np.array([rng.choice(7, p=row) for row in p])
-    errors = [
-        metrics.expected_calibration_error(p, [rng.choice(7, p=row) for row in p]) for _ in range(60)
-    ]  # fmt: skip
-    found = metrics.calibration_excess(p, labels, simulations=400)
-    spread = np.std(errors)
-    assert found.observed == metrics.expected_calibration_error(p, labels)
-    assert abs(found.expected - np.mean(errors)) < 4.0 * spread * np.sqrt(1 / 60 + 1 / 400)
-    assert abs(found.excess) < 4.0 * spread
-    sharper = p**3 / (p**3).sum(1, keepdims=True)
-    assert metrics.calibration_excess(sharper, labels, simulations=400).excess > 10.0 * spread
-
-
 def test_what_is_no_distribution_has_no_figures():
     good = metrics.Says(np.full((4, 2), 0.5), np.zeros(4))
     assert metrics.figures(good, [0, 1, 0, 1], {"mnist": good}, simulations=2)["auroc_mnist"] == 0.5
