@@ -24,6 +24,7 @@ from tests.oracles.jacobian import (
     parameter_names,
     prior_deviations,
 )
+from tests.oracles.laplace import Laplace, laplace, log_likelihood, score
 from tests.oracles.likelihoods import (
     bernoulli,
     categorical,
@@ -35,6 +36,7 @@ from tests.oracles.likelihoods import (
 )
 
 __all__ = [
+    "Laplace",
     "LeftOut",
     "Posterior",
     "Snapshot",
@@ -54,11 +56,14 @@ __all__ = [
     "gaussian",
     "heteroscedastic",
     "jacobian",
+    "laplace",
     "leave_one_out_by_refitting",
     "log_evidence",
+    "log_likelihood",
     "noise_matrix",
     "outputs",
     "parameter_names",
     "poisson",
     "prior_deviations",
+    "score",
 ]

@@ -78,12 +78,13 @@ def mode_of(side: Side, start: Float64[Tensor, " q"] | None = None) -> Mode:
         slope = side.pull(likelihood.gradient(f, y)) - u
         direction = precision.solve(slope)
         decrement = side.inner(slope, direction)
-        if decrement <= side.tolerance * (1.0 + abs(value)):
-            return Mode(u, f, value, precision, root, step)
+        if decrement <= side.tolerance * (1.0 + abs(value)):  # the step adds digits to δ̂ that Ψ does not show
+            return Mode(u + direction, f + side.values(direction), value, precision, root, step)
         change, length = side.values(direction), 1.0
+        rounding = _ROUNDING * (1.0 + abs(value)) + side.rounding(u)  # a wide prior's ⟨u, u⟩ has few digits
         while length > _SHORTEST:
             new = objective(u + length * direction, f + length * change)
-            if new >= value + _ARMIJO * length * decrement - _ROUNDING * (1.0 + abs(value)):
+            if new >= value + _ARMIJO * length * decrement - rounding:
                 break
             length *= 0.5
         if length <= _SHORTEST:

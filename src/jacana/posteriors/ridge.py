@@ -57,7 +57,7 @@ class Ridge:
         rows, p = residual.numel(), lin.n_parameters
         root = weights.sqrt().repeat_interleave(residual.shape[1])
         few = min(rows, p)
-        require(4 * 8 * rows * few, lin.device, f"decomposing the kernel of {rows:,} function values", cure)
+        require(6 * 8 * rows * few, lin.device, f"decomposing the kernel of {rows:,} function values", cure)
         if rows <= p:
             kernel = dense_kernel(lin, observations.examples, None, prior, progress=progress)
             size = float(kernel.diagonal().mean()) ** 0.5

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from jacana.errors import NotPositiveDefinite
 from jacana.linearization import dense_kernel, diagonal_blocks, layer_kernels, pull, push, require
 from jacana.networks import Examples
 from jacana.operators import Estimate, standard_normal
@@ -66,6 +67,13 @@ class KernelSide(Side):
         found = [s * k.diagonal().mean().sqrt() for s, k in zip(self._scales, self._kernels, strict=True)]
         return torch.stack(found)
 
+    def rounding(self, u: Float64[Tensor, " nc"]) -> float:
+        return EPS * self._norm * float(torch.dot(u, u))
+
+    @cached_property
+    def _norm(self) -> float:
+        return float(torch.linalg.vector_norm(self.kernel))
+
     def zero(self) -> Float64[Tensor, " nc"]:
         return self.kernel.new_zeros(len(self.kernel))
 
@@ -114,7 +122,13 @@ class _KernelPrecision(Precision):
         half = (root.mT @ side.kernel.view(n, c, n * c)).view(n * r, n, c)
         system = torch.einsum("amc,mcr->amr", half, root).reshape(n * r, n * r)
         system.diagonal().add_(1.0)
-        self._factor: Factor = Cholesky().factor(system)
+        try:
+            self._factor: Factor = Cholesky().factor(system)
+        except NotPositiveDefinite as error:
+            raise NotPositiveDefinite(
+                f"prior_std: {error} So wide a prior, next to so many examples, is lost in rounding on the side of the "
+                "data; take a smaller prior_std, or the side of the parameters: Laplace(WeightSpace())."
+            ) from error
 
     def solve(self, u: Float64[Tensor, " nc"]) -> Float64[Tensor, " nc"]:
         seen = self._seen((self._side.kernel @ u).unsqueeze(1))

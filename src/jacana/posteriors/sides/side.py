@@ -10,6 +10,7 @@ from torch import Tensor
 
 from jacana.networks import Examples
 from jacana.operators import Estimate
+from jacana.posteriors.joseph import EPS
 from jacana.posteriors.observations import Observations
 
 __all__ = ["Precision", "Side", "Spread"]
@@ -33,6 +34,10 @@ class Side(ABC):
     def tolerance(self) -> float:
         """What a step may still gain of an objective, relative to it, where rounding or a solver hides more."""
         return 1e-13
+
+    def rounding(self, u: Float64[Tensor, " q"]) -> float:
+        """What of ⟨u, u⟩ is rounding."""
+        return EPS * self.inner(u, u)
 
     @abstractmethod
     def zero(self) -> Float64[Tensor, " q"]:
