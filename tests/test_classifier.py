@@ -64,7 +64,8 @@ def test_it_learns_and_says_what():
     assert clf.temperature_ > 0
     assert clf.log_marginal_likelihood_value_ < 0
     assert isinstance(clf.method_, jacana.Laplace)
-    assert "Categorical" in clf.method_reason_
+    assert "the Laplace approximation, by " in clf.method_reason_
+    assert clf.power_ > 0
     assert clf.n_features_in_ == 2
     np.testing.assert_allclose(clf.decision_function(X), clf.posterior_.predict(torch.from_numpy(X)).mean.numpy())
 

@@ -142,19 +142,49 @@ def test_labels_left_out_are_as_probable_as_can_be():
     net, x, y = task()
     likelihood = jacana.Categorical()
 
-    def score(std, temperature):
-        observations = observe(jacana.TangentGP(net, std, temperature=temperature).model, x, y, likelihood)
+    def score(std, temperature, power):
+        tempered = jacana.Tempered(likelihood, power)
+        observations = observe(jacana.TangentGP(net, std, temperature=temperature).model, x, y, tempered)
         cavity = cavity_of(mode_of(KernelSide.of(observations)), observations)
         value = cavity.log_probability(likelihood, observations.targets).sum()
-        return float(value) - 0.5 * (np.log(temperature) / 0.5) ** 2
+        return float(value) - 0.5 * (np.log(temperature) / 0.5) ** 2 - 0.5 * (np.log(power) / 1.5) ** 2
 
-    gp, _ = jacana.maximize_leave_one_out(jacana.TangentGP(net), x, y, likelihood=likelihood)
-    best = score(gp.prior_std, gp.temperature)
+    gp, found = jacana.maximize_leave_one_out(jacana.TangentGP(net), x, y, likelihood=likelihood)
+    assert isinstance(found, jacana.Tempered)
+    assert found.likelihood is likelihood
+    best = score(gp.prior_std, gp.temperature, found.power)
     for factor in (0.7, 1.4):
-        assert score(gp.prior_std * factor, gp.temperature) < best + 0.02
-        assert score(gp.prior_std, gp.temperature * factor) < best + 0.02
-    grid = [score(std, t) for std in np.geomspace(0.01, 10, 9) for t in (0.5, 1.0, 2.0)]
+        assert score(gp.prior_std * factor, gp.temperature, found.power) < best + 0.02
+        assert score(gp.prior_std, gp.temperature * factor, found.power) < best + 0.02
+        assert score(gp.prior_std, gp.temperature, found.power * factor) < best + 0.02
+    grid = [score(std, t, w) for std in np.geomspace(0.01, 10, 7) for t in (0.5, 1.0, 2.0) for w in (0.3, 1.0, 3.0)]
     assert best > max(grid) - 0.05
+
+
+def test_clean_labels_are_worth_more_than_noisy_ones():
+    """Many examples of a rule that the network can learn, and the same with a quarter of the labels at random."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(2, 30), nn.Tanh(), nn.Linear(30, 2)).double()
+    x = torch.randn(120, 2, dtype=DOUBLE)
+    clean = (x[:, 0] * x[:, 1] > 0).long()
+    noisy = clean.clone()
+    noisy[::4] = torch.randint(2, (30,))
+    gp, powers = jacana.TangentGP(net, mean="zero"), []
+    for labels in (clean, noisy):
+        _, found = jacana.maximize_leave_one_out(gp, x, labels, likelihood=jacana.Categorical())
+        powers.append(found.power)
+    assert powers[0] > 2.0 * powers[1]
+
+
+def test_a_power_is_held_or_not_learned_twice():
+    net, x, y = task()
+    gp, likelihood = jacana.TangentGP(net), jacana.Categorical()
+    assert jacana.maximize_leave_one_out(gp, x, y, likelihood=likelihood, power=1.0)[1] is likelihood
+    assert jacana.maximize_leave_one_out(gp, x, y, likelihood=likelihood, power=4.0)[1].power == 4.0
+    tempered = jacana.Tempered(likelihood, 2.0)
+    assert jacana.maximize_leave_one_out(gp, x, y, likelihood=tempered)[1] is tempered
+    fixed = {"prior_std": 0.5, "temperature": 1.0, "power": 1.0}
+    assert jacana.maximize_leave_one_out(gp, x, y, likelihood=likelihood, **fixed)[0].prior_std == 0.5
 
 
 def test_layers_keep_their_proportions():

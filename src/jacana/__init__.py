@@ -28,6 +28,7 @@ from jacana.likelihoods import Gaussian as Gaussian
 from jacana.likelihoods import HeteroscedasticGaussian as HeteroscedasticGaussian
 from jacana.likelihoods import Likelihood as Likelihood
 from jacana.likelihoods import Poisson as Poisson
+from jacana.likelihoods import Tempered as Tempered
 from jacana.likelihoods import Weighted as Weighted
 from jacana.linearization import Linearization as Linearization
 from jacana.linearization import explain as explain
@@ -108,6 +109,7 @@ __all__ = [
     "Similarity",
     "Solution",
     "TangentGP",
+    "Tempered",
     "Variational",
     "WeightSpace",
     "Weighted",

@@ -34,6 +34,8 @@ TRIALS = {
     "Gaussian, by output": (jacana.Gaussian([0.5, 2.0]), 2, oracles.gaussian(np.array([0.5, 2.0]))),
     "heteroscedastic": (jacana.HeteroscedasticGaussian(), 2, oracles.heteroscedastic),
     "heteroscedastic, two": (jacana.HeteroscedasticGaussian(), 4, oracles.heteroscedastic),
+    "tempered": (jacana.Tempered(jacana.Categorical(), 3.0), 3, oracles.categorical),
+    "tempered counts": (jacana.Tempered(jacana.Poisson(), 0.5), 2, oracles.poisson),
     "weighted": (jacana.Weighted(jacana.Categorical(), [0.5, 2.0, 1.0, 3.0]), 3, oracles.categorical),
     "weighted Gaussian": (
         jacana.Weighted(jacana.Gaussian([[0.5, 2.0]] * 4), torch.tensor([1.5, 2.0, 1.0, 0.25])),
@@ -49,7 +51,7 @@ def values(c, n=4):
 
 
 def weights(likelihood, n=4):
-    return getattr(likelihood, "weights", torch.ones(n, dtype=DOUBLE))
+    return getattr(likelihood, "weights", getattr(likelihood, "power", 1.0) * torch.ones(n, dtype=DOUBLE))
 
 
 def plain(likelihood):
@@ -259,7 +261,9 @@ def test_what_takes_roots_takes_one_with_fewer_columns_than_outputs():
     likelihood = jacana.Categorical()
     oracles.assert_close(jacana.Fisher(net, x, likelihood, batch_size=2).diagonal(), np.diag(want), DOUBLE)
     lin = jacana.linearize(net)
-    whitened = WhitenedFisher(Products(lin, x), Prior.of(lin.network, 1.0), likelihood, torch.from_numpy(f))
+    whitened = WhitenedFisher(
+        Products(lin, x), Prior.of(lin.network, 1.0), likelihood.curvature_root(torch.from_numpy(f))
+    )
     oracles.assert_close(whitened.diagonal(), np.diag(want), DOUBLE)
     root = whitened.root(torch.arange(5))
     assert root.shape == (10, J.shape[1])
@@ -546,3 +550,43 @@ def test_weights_are_a_copy():
     likelihood = jacana.Weighted(jacana.Poisson(), given)
     given.zero_()
     assert torch.equal(likelihood.weights, torch.ones(3, dtype=DOUBLE))
+
+
+@LIKELIHOODS
+def test_the_probability_of_an_observation_is_its_average(likelihood, c, outcomes):
+    """E p(y | f) by a dense product rule; for classes within what their closed form is off by."""
+    n = 4
+    f = values(c, n)
+    root = 0.3 * torch.randn(n, c, c, dtype=DOUBLE, generator=torch.Generator().manual_seed(1))
+    covariance = root @ root.mT
+    y = drawn(likelihood, f, outcomes)
+    places, shares = np.polynomial.hermite_e.hermegauss(14)
+    grid = np.stack(np.meshgrid(*[places] * c), -1).reshape(-1, c)
+    weight = np.stack(np.meshgrid(*[shares / shares.sum()] * c), -1).reshape(-1, c).prod(1)
+    lower = torch.linalg.cholesky(covariance + 1e-14 * torch.eye(c))
+    base = plain(likelihood)
+    total = torch.zeros(n, dtype=DOUBLE)
+    for z, w in zip(torch.from_numpy(grid), weight, strict=True):
+        total += w * base.log_prob(f + lower @ z, y).exp()
+    want = total.log()
+    got = likelihood.log_expected(f, covariance, y)
+    scale = weights(likelihood) if isinstance(likelihood, jacana.Weighted) else torch.ones(n, dtype=DOUBLE)
+    closed = isinstance(base, jacana.Gaussian) or (isinstance(base, jacana.Poisson) and c == 1)
+    assert float((got / scale - want).abs().max()) < (1e-5 if closed else 0.1)
+
+
+def test_what_cannot_temper_is_refused(as_users_run_it):
+    for power in (0.0, -1.0, math.inf, math.nan, True, "2"):
+        with pytest.raises(jacana.errors.InvalidOption, match="power"):
+            jacana.Tempered(jacana.Categorical(), power)
+    with pytest.raises(jacana.errors.InvalidOption, match="likelihood"):
+        jacana.Tempered("softmax", 2.0)
+
+
+def test_tempered_twice_is_tempered_by_the_product():
+    f, y = values(3), torch.tensor([0, 1, 2, 1])
+    twice = jacana.Tempered(jacana.Tempered(jacana.Categorical(), 2.0), 1.5)
+    oracles.assert_close(twice.curvature(f), 3.0 * jacana.Categorical().curvature(f), DOUBLE)
+    oracles.assert_close(
+        twice.log_expected(f, torch.zeros(4, 3, 3, dtype=DOUBLE), y), f.log_softmax(1)[range(4), y], DOUBLE, scale=10
+    )

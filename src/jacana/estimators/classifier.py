@@ -18,12 +18,13 @@ from jacana.errors import InvalidOption
 from jacana.estimators.columns import check_columns, remember_columns
 from jacana.estimators.labels import Labels
 from jacana.evidence import maximize_evidence, maximize_leave_one_out
-from jacana.likelihoods import Likelihood
+from jacana.likelihoods import Likelihood, Tempered
 from jacana.linearization import linearize
 from jacana.networks import Examples, Selection
 from jacana.posteriors import (
     MAP,
     DirichletRegression,
+    LabelRegression,
     Laplace,
     LastLayer,
     Method,
@@ -75,8 +76,9 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         method: None or ``"auto"`` takes :class:`Laplace`, on the side that is cheaper; ``"map"``, ``"variational"``,
             ``"dirichlet"``, ``"one-hot"``, ``"last-layer"``; or an object with options.
         predictive: how probabilities are averaged; by default :class:`Probit`.
-        relinearize: how often the network is linearized again at the mode, with the scales learned anew: a step each
-            on the way to fine-tuning.
+        relinearize: how often the network is linearized again at the mode: a step each on the way to fine-tuning, none
+            of which makes the log posterior worse. What was learned stays: the new tangent has seen every label, so
+            that none can be left out of it.
         class_weight: None, ``"balanced"`` or a mapping, as in scikit-learn.
         parameters: what to linearize in, as for :func:`linearize`; by names where the estimator is cloned, as in
             cross-validation, because a clone has a network of its own.
@@ -90,6 +92,7 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         posterior_: the :class:`Posterior`.
         method_, method_reason_: the method that was taken, and one sentence that says why.
         prior_std_, temperature_: learned or given.
+        power_: what each label is worth, see :class:`Tempered`; one where it was not learned.
         log_marginal_likelihood_value_: log p(y) at these, by the method's approximation; None where it has none.
         n_features_in_: columns of a two-dimensional X.
 
@@ -174,13 +177,17 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         )  # fmt: skip
         posterior = self._adapted(gp, examples, labels, method)
         for _ in range(steps):
-            posterior = self._adapted(gp.relinearize(posterior), examples, labels, method)
+            posterior = gp.relinearize(posterior).condition(
+                examples, labels.targets, likelihood=posterior.likelihood, method=method
+            )
         self.classes_, self._multilabel = labels.classes, labels.multilabel
         self.posterior_ = posterior
         self.method_, self.method_reason_ = posterior.method, posterior.reason
         model = posterior.observations.model
         self.prior_std_, self.temperature_ = model.prior.given, model.temperature
         self.log_marginal_likelihood_value_ = None if isinstance(posterior.method, MAP) else posterior.log_evidence
+        likelihood = posterior.likelihood
+        self.power_ = float(likelihood.power) if isinstance(likelihood, Tempered) else 1.0
         remember_columns(self, X)
         return self
 
@@ -228,10 +235,10 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _adapted(self, gp: TangentGP, examples: Examples, labels: Labels, method: Method | None) -> Posterior:
         prior = "shared" if self.prior_std is None else self.prior_std
-        maximize = _CRITERIA[self.criterion]
-        gp, likelihood = maximize(
-            gp, examples, labels.targets, likelihood=labels.likelihood, prior_std=prior, temperature=self.temperature
-        )
+        words: dict[str, Any] = {"prior_std": prior, "temperature": self.temperature}
+        if self.criterion == "leave-one-out":
+            words["power"] = 1.0 if isinstance(method, LabelRegression) else None  # these have a noise of their own
+        gp, likelihood = _CRITERIA[self.criterion](gp, examples, labels.targets, likelihood=labels.likelihood, **words)
         return gp.condition(examples, labels.targets, likelihood=likelihood, method=method)
 
     def _columns(self, p: Tensor) -> Array:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jacana.likelihoods import Tempered
 from jacana.linearization import Prior, fits
 from jacana.posteriors import Mode, Observations, mode_of
 from jacana.posteriors.sides import KernelSide, Side, WeightSide
@@ -24,22 +25,24 @@ _SCALE_RANGE = (1e-5, 1e3)
 """Of the prior's standard deviation of a logit."""
 
 _TEMPERATURE_RANGE = (0.05, 20.0)
+_POWER_RANGE = (0.1, 1e4)
 Vector = NDArray[np.float64]
 
 
 @final
 @dataclass(frozen=True)
 class Asked:
-    """What is learned: scales, one or one a layer, and the temperature."""
+    """What is learned: scales, one or one a layer, the temperature, and what each label is worth."""
 
     scales: bool
     by_layer: bool
     temperature: bool
+    power: bool = False
 
 
 @final
 class Surface:
-    """The prior at each point: logarithms of factors on the scales, then that of 1 / T.
+    """The prior at each point: logarithms of factors on the scales, then of 1 / T, then of the power of p(y | f).
 
     With more than 3,000 function values and parameters a subset of the examples, drawn at random, is taken: a prior is
     not of the data.
@@ -64,13 +67,17 @@ class Surface:
         if asked.temperature:
             cold, hot = np.log(_TEMPERATURE_RANGE)
             self.bounds.append((-hot, -cold))
-        self.given: Vector = np.array([0.0] * self.n_scales + [-math.log(self._temperature)] * asked.temperature)
+        if asked.power:
+            weak, strong = np.log(_POWER_RANGE)
+            self.bounds.append((weak, strong))
+        rest = [-math.log(self._temperature)] * asked.temperature + [0.0] * asked.power
+        self.given: Vector = np.array([0.0] * self.n_scales + rest)
         self._start: Tensor | None = None
 
-    def common(self, size: float, temperature: float = 1.0) -> Vector:
+    def common(self, size: float, temperature: float = 1.0, power: float = 1.0) -> Vector:
         """The point where all layers with the same share give a logit this standard deviation."""
         share = 0.5 * math.log(max(1, self.n_scales))
-        tail = [-math.log(temperature)] if self.asked.temperature else []
+        tail = [-math.log(temperature)] * self.asked.temperature + [math.log(power)] * self.asked.power
         return self.clipped(np.concatenate([math.log(size) - share - self.typical, tail]))
 
     def clipped(self, point: Vector) -> Vector:
@@ -81,7 +88,12 @@ class Surface:
     def read(self, point: Vector) -> tuple[list[float], float]:
         """Factors on the scales, and the temperature."""
         values = np.exp(point).tolist()
-        return values[: self.n_scales] or [1.0], (1.0 / values[-1] if self.asked.temperature else self._temperature)
+        inverse = values[self.n_scales] if self.asked.temperature else 1.0 / self._temperature
+        return values[: self.n_scales] or [1.0], 1.0 / inverse
+
+    def power(self, point: Vector) -> float:
+        """What each label is worth."""
+        return float(np.exp(point[-1])) if self.asked.power else 1.0
 
     def mode(self, point: Vector) -> tuple[Side, Mode]:
         """The side there, and the mode, searched from that of the last point.
@@ -89,7 +101,7 @@ class Surface:
         Raises:
             NotPositiveDefinite: the curvature cannot be factorised.
         """
-        side = self._at(*self.read(point))
+        side = self._at(*self.read(point), self.power(point))
         mode = mode_of(side, self._start)
         self._start = mode.u if isinstance(side, KernelSide) else None  # there it is a gradient, whatever the scales
         return side, mode
@@ -99,10 +111,11 @@ class Surface:
         scales, temperature = self.read(point)
         return (scales if self.asked.by_layer and self.n_scales else scales * n_layers), temperature
 
-    def _at(self, scales: list[float], temperature: float) -> Side:
+    def _at(self, scales: list[float], temperature: float, power: float) -> Side:
         observations = self._side.observations
         model = replace(observations.model, temperature=temperature)
-        here = replace(observations, model=model, offset=self.logits / temperature)
+        likelihood = Tempered(observations.likelihood, power) if self.asked.power else observations.likelihood
+        here = replace(observations, model=model, offset=self.logits / temperature, likelihood=likelihood)
         if isinstance(self._side, KernelSide):
             return self._side.rescaled(here, scales)
         names, layers = here.model.lin.names, here.model.lin.layers

@@ -7,4 +7,5 @@ from jacana.likelihoods.heteroscedastic_gaussian import HeteroscedasticGaussian 
 from jacana.likelihoods.likelihood import Likelihood as Likelihood
 from jacana.likelihoods.nodes import Nodes as Nodes
 from jacana.likelihoods.poisson import Poisson as Poisson
+from jacana.likelihoods.tempered import Tempered as Tempered
 from jacana.likelihoods.weighted import Weighted as Weighted

@@ -6,6 +6,7 @@ from jacana.posteriors.cavity import cavity_of as cavity_of
 from jacana.posteriors.dirichlet_regression import DirichletRegression as DirichletRegression
 from jacana.posteriors.function_space import FunctionSpace as FunctionSpace
 from jacana.posteriors.iterated import System as System
+from jacana.posteriors.label_regression import LabelRegression as LabelRegression
 from jacana.posteriors.laplace import Laplace as Laplace
 from jacana.posteriors.last_layer import LastLayer as LastLayer
 from jacana.posteriors.leave_one_out import LeaveOneOut as LeaveOneOut
