@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import jacana
 
 CLASSES = ["ant", "bee", "cat"]
+FIXED = {"prior_std": 0.5, "temperature": 1.0, "criterion": "evidence"}
+"""Nothing is learned but the posterior."""
 
 
 def net(c=3, seed=0):
@@ -43,13 +45,13 @@ def test_labels_of_any_kind(kind):
         "numbers": y, "words": np.array(CLASSES)[y], "negative": 2 * y - 1, "floats": y.astype(float),
         "booleans": y.astype(bool), "tensor": torch.from_numpy(y), "column": y[:, None],
     }[kind]  # fmt: skip
-    clf = classifier(2).fit(X, named)
+    clf = classifier(2, **FIXED).fit(X, named)
     flat = np.asarray(named).ravel()
     assert clf.classes_.tolist() == sorted(set(flat.tolist()))
     assert clf.predict(X).dtype == np.unique(flat).dtype
     assert clf.score(X, flat) > 0.9
     np.testing.assert_array_equal(clf.classes_[clf.predict_proba(X).argmax(1)], clf.predict(X))
-    plain = classifier(2).fit(X, y)
+    plain = classifier(2, **FIXED).fit(X, y)
     np.testing.assert_array_equal(clf.predict_proba(X), plain.predict_proba(X))
 
 
@@ -75,7 +77,7 @@ def test_it_learns_and_says_what():
 )
 def test_every_method_by_its_word(method):
     X, y = data()
-    clf = classifier(method=method).fit(X, y)
+    clf = classifier(method=method, **FIXED).fit(X, y)
     p = clf.predict_proba(X)
     np.testing.assert_allclose(p.sum(1), 1.0, rtol=1e-9)
     assert clf.score(X, y) > (0.5 if method == "last-layer" else 0.8)
@@ -96,12 +98,13 @@ def test_one_logit_and_two_of_them_are_the_same_classifier():
         two[2].weight[0], two[2].bias[0] = 0.0, 0.0
         two[2].weight[1], two[2].bias[1] = one[2].weight[0], one[2].bias[0]
     prior = {"0": 0.5, "2": 0.5}
-    a = jacana.NTKClassifier(one, prior_std=prior, temperature=1.0).fit(X, y)
+    a = jacana.NTKClassifier(one, prior_std=prior, temperature=1.0, criterion="evidence").fit(X, y)
 
     def beside_zero(f):
         return torch.stack([torch.zeros_like(f[:, 0]), f[:, 1]], 1)
 
-    b = jacana.NTKClassifier(two, prior_std=prior, temperature=1.0, output=beside_zero).fit(X, y)
+    words = {"prior_std": prior, "temperature": 1.0, "criterion": "evidence"}
+    b = jacana.NTKClassifier(two, output=beside_zero, **words).fit(X, y)
     assert a.predict_proba(X).shape == (60, 2)
     np.testing.assert_allclose(a.predict_proba(X), b.predict_proba(X), atol=1e-6)
     np.testing.assert_allclose(a.decision_function(X), b.decision_function(X), atol=1e-5)
@@ -117,13 +120,12 @@ def test_several_labels_an_example():
 
 def test_weights_count_as_repetitions():
     X, y = data(30)
-    fixed = {"prior_std": 0.5, "temperature": 1.0}
     weights = np.where(np.arange(30) < 10, 2.0, 1.0)
-    a = classifier(**fixed).fit(X, y, sample_weight=weights)
-    b = classifier(**fixed).fit(np.concatenate([X, X[:10]]), np.concatenate([y, y[:10]]))
+    a = classifier(**FIXED).fit(X, y, sample_weight=weights)
+    b = classifier(**FIXED).fit(np.concatenate([X, X[:10]]), np.concatenate([y, y[:10]]))
     np.testing.assert_allclose(a.predict_proba(X), b.predict_proba(X), atol=1e-5)
-    balanced = classifier(class_weight="balanced", **fixed).fit(X, y)
-    by_hand = classifier(**fixed).fit(X, y, sample_weight=30 / (3 * np.bincount(y)[y]))
+    balanced = classifier(class_weight="balanced", **FIXED).fit(X, y)
+    by_hand = classifier(**FIXED).fit(X, y, sample_weight=30 / (3 * np.bincount(y)[y]))
     np.testing.assert_allclose(balanced.predict_proba(X), by_hand.predict_proba(X), atol=1e-8)
 
 
@@ -132,10 +134,10 @@ def test_a_class_may_be_missing_where_they_are_named():
     seen = y != 1
     with pytest.raises(jacana.errors.InvalidData, match="classes="):
         classifier().fit(X[seen], y[seen])
-    clf = classifier(classes=CLASSES).fit(X[seen], np.array(CLASSES)[y[seen]])
+    clf = classifier(classes=CLASSES, **FIXED).fit(X[seen], np.array(CLASSES)[y[seen]])
     assert clf.classes_.tolist() == CLASSES
     assert clf.predict_proba(X[seen])[:, 1].mean() < 0.2
-    alone = classifier(classes=[0, 1, 2]).fit(X[y == 1], y[y == 1])
+    alone = classifier(classes=[0, 1, 2], **FIXED).fit(X[y == 1], y[y == 1])
     assert alone.score(X[y == 1], y[y == 1]) == 1.0
 
 
@@ -146,8 +148,8 @@ def test_names_are_in_the_order_of_the_outputs():
     with torch.no_grad():
         swapped[2].weight.copy_(swapped[2].weight[order].clone())
         swapped[2].bias.copy_(swapped[2].bias[order].clone())
-    a = classifier().fit(X, y)
-    b = jacana.NTKClassifier(swapped, classes=order).fit(X, y)
+    a = classifier(**FIXED).fit(X, y)
+    b = jacana.NTKClassifier(swapped, classes=order, **FIXED).fit(X, y)
     np.testing.assert_allclose(a.predict_proba(X)[:, order], b.predict_proba(X), atol=1e-4)
     np.testing.assert_array_equal(a.predict(X), b.predict(X))
 
@@ -219,11 +221,13 @@ def test_relinearizing_a_linear_network_changes_nothing():
 
 def test_it_goes_through_scikit_learn():
     X, y = data()
-    search = GridSearchCV(classifier(prior_std=0.5), {"temperature": [1.0, 100.0]}, cv=2).fit(X, y)
+    search = GridSearchCV(classifier(prior_std=0.5, criterion="evidence"), {"temperature": [1.0, 100.0]}, cv=2).fit(
+        X, y
+    )
     assert search.best_params_["temperature"] in (1.0, 100.0)
-    pipeline = make_pipeline(StandardScaler(), classifier(prior_std=0.5, temperature=1.0)).fit(X, y)
+    pipeline = make_pipeline(StandardScaler(), classifier(**FIXED)).fit(X, y)
     assert pipeline.predict_proba(X).shape == (60, 3)
-    predicted = cross_val_predict(classifier(prior_std=0.5, temperature=1.0), X, y, cv=3, method="predict_proba")
+    predicted = cross_val_predict(classifier(**FIXED), X, y, cv=3, method="predict_proba")
     assert predicted.shape == (60, 3)
     copy = clone(classifier(relinearize=2))
     assert copy.get_params()["relinearize"] == 2
@@ -234,8 +238,7 @@ def test_it_goes_through_scikit_learn():
 def test_loaders_and_columns():
     X, y = data()
     loader = DataLoader(TensorDataset(torch.from_numpy(X).float(), torch.from_numpy(y)), batch_size=7)
-    fixed = {"prior_std": 0.5, "temperature": 1.0}
-    a, b = classifier(**fixed).fit(loader), classifier(**fixed).fit(X, y)
+    a, b = classifier(**FIXED).fit(loader), classifier(**FIXED).fit(X, y)
     np.testing.assert_allclose(a.predict_proba(X), b.predict_proba(X), atol=1e-6)
     with pytest.raises(jacana.errors.InvalidData, match="expecting 2"):
         b.predict(np.zeros((3, 5)))
@@ -243,7 +246,7 @@ def test_loaders_and_columns():
 
 def test_samples_are_joint():
     X, y = data()
-    clf = classifier().fit(X, y)
+    clf = classifier(**FIXED).fit(X, y)
     twice = np.concatenate([X[:1], X[:1]])
     samples = clf.sample_proba(twice, 5, random_state=3)
     assert samples.shape == (5, 2, 3)

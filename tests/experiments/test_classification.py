@@ -257,9 +257,9 @@ def test_jacana_is_asked_for_by_its_public_names(folder, small_network, fakes):
     assert fitted["jacana"].picked == {"prior_std_": 2.0, "scales_": {"head": 1.0}}
     assert fitted["jacana-relinearized"].picked["prior_std_"] == 5.0
     says = fitted["jacana"].predict(photographs.test)
-    direct = Nearest(net, progress=False).fit(x, labels.numpy())
-    np.testing.assert_allclose(says.probabilities, direct.predict_proba(photographs.test), rtol=1e-5)
-    np.testing.assert_allclose(says.uncertainty, direct.uncertainty(photographs.test), rtol=1e-5)
+    direct = Nearest(net, progress=False).fit(x, labels.numpy()).predict_latent(photographs.test)
+    np.testing.assert_allclose(says.probabilities, direct.probabilities(), rtol=1e-5)
+    np.testing.assert_allclose(says.uncertainty, direct.mutual_information(), rtol=1e-5)
 
 
 def test_what_cannot_run_is_left_out_with_its_reason(monkeypatch):
