@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 from jacana.errors import InvalidOption
 from jacana.estimators.columns import check_columns, remember_columns
 from jacana.estimators.labels import Labels
-from jacana.evidence import maximize_evidence, maximize_leave_one_out
-from jacana.likelihoods import Likelihood, Tempered
+from jacana.evidence import left_out, maximize_evidence
+from jacana.likelihoods import Tempered
 from jacana.linearization import linearize
 from jacana.networks import Examples, Selection
 from jacana.posteriors import (
@@ -50,10 +50,8 @@ _METHODS: dict[str, Method | None] = {
 }
 
 
-_CRITERIA: dict[str, Callable[..., tuple[TangentGP, Likelihood]]] = {
-    "leave-one-out": maximize_leave_one_out,
-    "evidence": maximize_evidence,
-}
+_CRITERIA = ("leave-one-out", "evidence")
+_MEANS = {"network": ("network",), "zero": ("zero",), "auto": ("network", "zero")}
 
 
 class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -72,7 +70,8 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         temperature: None learns what the network's logits are divided by; a number is held fixed.
         criterion: what scale and temperature are learned by: ``"leave-one-out"``, :func:`maximize_leave_one_out`, or
             ``"evidence"``, :func:`maximize_evidence`.
-        mean: ``"network"`` starts from what the network says, ``"zero"`` from nothing.
+        mean: ``"network"`` starts from what the network says, ``"zero"`` from nothing; ``"auto"`` from what the
+            criterion prefers, for twice the work of learning.
         method: None or ``"auto"`` takes :class:`Laplace`, on the side that is cheaper; ``"map"``, ``"variational"``,
             ``"dirichlet"``, ``"one-hot"``, ``"last-layer"``; or an object with options.
         predictive: how probabilities are averaged; by default :class:`Probit`.
@@ -91,7 +90,7 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         classes_: the label of each column of the probabilities.
         posterior_: the :class:`Posterior`.
         method_, method_reason_: the method that was taken, and one sentence that says why.
-        prior_std_, temperature_: learned or given.
+        prior_std_, temperature_, mean_: learned or given.
         power_: what each label is worth, see :class:`Tempered`; one where it was not learned.
         log_marginal_likelihood_value_: log p(y) at these, by the method's approximation; None where it has none.
         n_features_in_: columns of a two-dimensional X.
@@ -158,15 +157,17 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             InvalidOption: a setting that has no meaning.
         """
         method, steps = self._method(), self._steps()
-        if self.criterion not in _CRITERIA:
-            raise InvalidOption(f"criterion: got {self.criterion!r}; expected {' or '.join(map(repr, _CRITERIA))}.")
+        for name, words in (("criterion", _CRITERIA), ("mean", tuple(_MEANS))):
+            if not isinstance(value := getattr(self, name), str) or value not in words:
+                raise InvalidOption(f"{name}: got {value!r}; expected {' or '.join(map(repr, words))}.")
         if self.predictive is not None and not isinstance(self.predictive, Predictive):
             raise InvalidOption(f"predictive: got {self.predictive!r}; expected an object like jacana.Probit().")
         lin = linearize(self.net, self.parameters, self.output, self.forward, batch_size=self.batch_size)
         learned = self.prior_std is None or isinstance(self.prior_std, str)
-        gp = TangentGP(
-            lin, 1.0 if learned else self.prior_std, self.mean, self.temperature or 1.0, progress=self.progress
-        )
+        start = 1.0 if learned else self.prior_std
+        models = [
+            TangentGP(lin, start, mean, self.temperature or 1.0, progress=self.progress) for mean in _MEANS[self.mean]
+        ]
         if isinstance(X, DataLoader):
             examples, y = lin.pairs(X, y, "X")
         else:
@@ -175,16 +176,19 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             y, lin.findings(examples).n_outputs, classes=self.classes, class_weight=self.class_weight,
             sample_weight=sample_weight,
         )  # fmt: skip
-        posterior = self._adapted(gp, examples, labels, method)
+        posterior = self._adapted(models, examples, labels, method)
         for _ in range(steps):
-            posterior = gp.relinearize(posterior).condition(
-                examples, labels.targets, likelihood=posterior.likelihood, method=method
+            posterior = (
+                models[0]
+                .relinearize(posterior)
+                .condition(examples, labels.targets, likelihood=posterior.likelihood, method=method)
             )
         self.classes_, self._multilabel = labels.classes, labels.multilabel
         self.posterior_ = posterior
         self.method_, self.method_reason_ = posterior.method, posterior.reason
         model = posterior.observations.model
         self.prior_std_, self.temperature_ = model.prior.given, model.temperature
+        self.mean_ = "zero" if model.zero_mean else "network"
         self.log_marginal_likelihood_value_ = None if isinstance(posterior.method, MAP) else posterior.log_evidence
         likelihood = posterior.likelihood
         self.power_ = float(likelihood.power) if isinstance(likelihood, Tempered) else 1.0
@@ -233,13 +237,20 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         samples = latent.reshape(n_samples, -1, self.posterior_.n_outputs)
         return np.stack([self._columns(likelihood.probabilities(f)) for f in samples])
 
-    def _adapted(self, gp: TangentGP, examples: Examples, labels: Labels, method: Method | None) -> Posterior:
+    def _adapted(self, models: list[TangentGP], examples: Examples, labels: Labels, method: Method | None) -> Posterior:
+        """The posterior of the model with the best score, its scales learned."""
         prior = "shared" if self.prior_std is None else self.prior_std
-        words: dict[str, Any] = {"prior_std": prior, "temperature": self.temperature}
+        words: dict[str, Any] = {"prior_std": prior, "temperature": self.temperature, "likelihood": labels.likelihood}
         if self.criterion == "leave-one-out":
-            words["power"] = 1.0 if isinstance(method, LabelRegression) else None  # these have a noise of their own
-        gp, likelihood = _CRITERIA[self.criterion](gp, examples, labels.targets, likelihood=labels.likelihood, **words)
-        return gp.condition(examples, labels.targets, likelihood=likelihood, method=method)
+            power = 1.0 if isinstance(method, LabelRegression) else None  # these have a noise of their own
+            found = [left_out(gp, examples, labels.targets, power=power, **words) for gp in models]
+            best = max(found, key=lambda one: one.score)
+            return best.gp.condition(examples, labels.targets, likelihood=best.likelihood, method=method)
+        learned = [maximize_evidence(gp, examples, labels.targets, **words) for gp in models]
+        posteriors = [
+            gp.condition(examples, labels.targets, likelihood=likelihood, method=method) for gp, likelihood in learned
+        ]
+        return max(posteriors, key=lambda one: one.log_evidence) if len(posteriors) > 1 else posteriors[0]
 
     def _columns(self, p: Tensor) -> Array:
         found = _numpy(p)
@@ -258,6 +269,11 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _steps(self) -> int:
         if isinstance(self.relinearize, bool) or not isinstance(self.relinearize, int) or self.relinearize < 0:
             raise InvalidOption(f"relinearize: got {self.relinearize!r}; expected zero or a positive whole number.")
+        if self.relinearize and self.mean != "network":
+            raise InvalidOption(
+                f"mean: got {self.mean!r} with relinearize={self.relinearize}, and the tangent of a network that is not "
+                "its own prior mean has nothing to follow; take mean='network'."
+            )
         return self.relinearize
 
 

@@ -54,6 +54,8 @@ class Labels:
         given = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
         if given.ndim == 2 and given.shape[1] == 1:
             given = given[:, 0]
+        if given.dtype.kind == "f" and not np.isfinite(given).all():
+            raise InvalidData("y: got NaN or infinite labels; leave out the examples whose label is not known.")
         try:
             check_classification_targets(given)
             kind = type_of_target(given, input_name="y")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from jacana.likelihoods import Likelihood, Tempered
 from jacana.networks import Data
 from jacana.posteriors import TangentGP, cavity_of, observe
 
-__all__ = ["maximize_leave_one_out"]
+__all__ = ["LeftOut", "left_out", "maximize_leave_one_out"]
 
 _SIZES = (0.1, 0.5, 1.5, 4.0, 12.0)
 _TEMPERATURES = (0.7, 1.5)
@@ -86,6 +86,30 @@ def maximize_leave_one_out(
         >>> gp, likelihood = jacana.maximize_leave_one_out(gp, x, (x[:, 0] > 0).long(), likelihood=likelihood)
         >>> post = gp.condition(x, (x[:, 0] > 0).long(), likelihood=likelihood)
     """
+    found = left_out(gp, x, y, likelihood=likelihood, prior_std=prior_std, temperature=temperature, power=power)
+    return found.gp, found.likelihood
+
+
+@final
+@dataclass(frozen=True)
+class LeftOut:
+    """What was learned, and how well.
+
+    Attributes:
+        gp: the model.
+        likelihood: tempered.
+        score: what was maximised, in nats: by it models with other means or networks can be compared.
+    """
+
+    gp: TangentGP
+    likelihood: Likelihood
+    score: float
+
+
+def left_out(
+    gp: TangentGP, x: Data, y: Any, *, likelihood: Likelihood, prior_std: Any, temperature: Any, power: Any
+) -> LeftOut:
+    """:func:`maximize_leave_one_out`, with the score."""
     if not isinstance(gp, TangentGP):
         raise InvalidOption(f"gp: got {type(gp).__name__}; expected jacana.TangentGP(net).")
     if not isinstance(likelihood, Likelihood):
@@ -100,42 +124,44 @@ def maximize_leave_one_out(
             scales, _ = approximate(observations, asked, progress=gp.progress)
             base = scaled(base, scales, layers=True)
             observations = replace(observations, model=base.model)
-        if asked.scales or asked.temperature or learns:
-            shared = Asked(asked.scales, by_layer=False, temperature=asked.temperature, power=learns)
-            surface = Surface(observations, shared, progress=gp.progress)
-            point = _search(surface)
-            scales, found = surface.learned(point, len(base.linearization.layers))
-            base = scaled(base, scales, layers=False) if asked.scales else base
-            base = with_temperature(base, found)
-            likelihood = Tempered(likelihood, surface.power(point)) if learns else likelihood
-    return base, likelihood
+        shared = Asked(asked.scales, by_layer=False, temperature=asked.temperature, power=learns)
+        surface = Surface(observations, shared, progress=gp.progress)
+        point, score = _search(surface)
+        scales, found = surface.learned(point, len(base.linearization.layers))
+        base = scaled(base, scales, layers=False) if asked.scales else base
+        base = with_temperature(base, found)
+        likelihood = Tempered(likelihood, surface.power(point)) if learns else likelihood
+    return LeftOut(base, likelihood, score)
 
 
-def _search(surface: Surface) -> Vector:
-    """The best of a grid, refined by a simplex."""
+def _search(surface: Surface) -> tuple[Vector, float]:
+    """The best of a grid, refined by a simplex, and its score."""
 
     def objective(point: Vector) -> float:
+        point = surface.clipped(point)
         try:
-            side, mode = surface.mode(surface.clipped(point))
+            side, mode = surface.mode(point)
         except NotPositiveDefinite:
             return _FAILED
         data = side.observations
-        left_out = cavity_of(mode, data).log_probability(data.likelihood, data.targets).sum()
-        point = surface.clipped(point)
+        log_probability = cavity_of(mode, data).log_probability(data.likelihood, data.targets).sum()
         doubt = 0.5 * (np.log(surface.power(point)) / _POWER_SPREAD) ** 2
         if surface.asked.temperature:
             doubt += 0.5 * (np.log(surface.read(point)[1]) / _SPREAD) ** 2
-        value = float(doubt) - float(left_out)
+        value = float(doubt) - float(log_probability)
         return value if np.isfinite(value) else _FAILED
 
+    given = surface.clipped(surface.given)
+    if not len(given):
+        return given, -objective(given)
     temperatures = _TEMPERATURES if surface.asked.temperature else (1.0,)
     sizes = _SIZES if surface.n_scales else (1.0,)
     powers = _POWERS if surface.asked.power else (1.0,)
     grid = [surface.common(*point) for point in itertools.product(sizes, temperatures, powers)]
-    best = min([*grid, surface.clipped(surface.given)], key=objective)
+    best = min([*grid, given], key=objective)
     simplex = np.vstack([best, *(surface.clipped(best + 0.3 * unit) for unit in np.eye(len(best)))])
     found = minimize(
         objective, best, method="Nelder-Mead",
         options={"initial_simplex": simplex, "xatol": 0.02, "fatol": 1e-3, "maxfev": 25 * len(best)},
     )  # fmt: skip
-    return surface.clipped(found.x)
+    return surface.clipped(found.x), -float(found.fun)

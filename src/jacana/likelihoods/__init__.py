@@ -7,5 +7,8 @@ from jacana.likelihoods.heteroscedastic_gaussian import HeteroscedasticGaussian 
 from jacana.likelihoods.likelihood import Likelihood as Likelihood
 from jacana.likelihoods.nodes import Nodes as Nodes
 from jacana.likelihoods.poisson import Poisson as Poisson
+from jacana.likelihoods.scaled import Scaled as Scaled
+from jacana.likelihoods.scaled import layers as layers
+from jacana.likelihoods.scaled import unscaled as unscaled
 from jacana.likelihoods.tempered import Tempered as Tempered
 from jacana.likelihoods.weighted import Weighted as Weighted

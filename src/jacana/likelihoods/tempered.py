@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
-import torch
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from jacana.errors import InvalidOption
 from jacana.likelihoods.likelihood import Likelihood
+from jacana.likelihoods.scaled import Scaled
 
 __all__ = ["Tempered"]
 
 
 @final
 @dataclass(frozen=True)
-class Tempered(Likelihood):
+class Tempered(Scaled):
     """w log p(y | f): each observation counts as w that agree.
 
         ∇ log p ← w ∇ log p,     H ← w H
@@ -55,53 +55,8 @@ class Tempered(Likelihood):
         if isinstance(self.power, bool) or not isinstance(self.power, int | float) or not 0.0 < self.power < math.inf:
             raise InvalidOption(f"power: got {self.power!r}; expected a positive number, one for none.")
 
-    def log_prob(self, f: Float[Tensor, "n c"], y: Shaped[Tensor, "n ..."]) -> Float[Tensor, " n"]:
-        return self.power * self.likelihood.log_prob(f, y)
-
-    def gradient(self, f: Float[Tensor, "n c"], y: Shaped[Tensor, "n ..."]) -> Float[Tensor, "n c"]:
-        return self.power * self.likelihood.gradient(f, y)
-
-    def curvature(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c c"]:
-        return self.power * self.likelihood.curvature(f)
-
-    def curvature_times(self, f: Float[Tensor, "n c"], v: Float[Tensor, "n c k"]) -> Float[Tensor, "n c k"]:
-        return self.power * self.likelihood.curvature_times(f, v)
-
-    def curvature_root(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c r"]:
-        return math.sqrt(self.power) * self.likelihood.curvature_root(f)
-
-    @property
-    def by_output(self) -> bool:
-        return self.likelihood.by_output
-
-    def conditional_moments(self, f: Float[Tensor, "n c"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
-        return self.likelihood.conditional_moments(f)
-
-    def moments(
-        self, mean: Float[Tensor, "m c"], covariance: Float[Tensor, "m c c"]
-    ) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d"]]:
-        return self.likelihood.moments(mean, covariance)
-
-    def log_expected(
-        self, mean: Float[Tensor, "n c"], covariance: Float[Tensor, "n c c"], y: Shaped[Tensor, "n ..."]
-    ) -> Float[Tensor, " n"]:
-        """Of the likelihood itself: it is for observations that were not learned from."""
-        return self.likelihood.log_expected(mean, covariance, y)
-
-    def sample(self, f: Float[Tensor, "n c"], generator: torch.Generator | None = None) -> Shaped[Tensor, "n ..."]:
-        return self.likelihood.sample(f, generator)
-
-    def probabilities(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
-        return self.likelihood.probabilities(f)
-
-    def probit(self, mean: Float[Tensor, "m c"], covariance: Float[Tensor, "m c c"]) -> Float[Tensor, "m c"]:
-        return self.likelihood.probit(mean, covariance)
-
-    def check(self, n: int, c: int) -> None:
-        self.likelihood.check(n, c)
-
-    def targets(self, y: Any, n: int, c: int) -> Shaped[Tensor, "n ..."]:
-        return self.likelihood.targets(y, n, c)
+    def scale(self, values: Float[Tensor, "n ..."], *, root: bool = False) -> Float[Tensor, "n ..."]:
+        return (math.sqrt(self.power) if root else self.power) * values
 
     def part(self, start: int, stop: int) -> Tempered:
         return Tempered(self.likelihood.part(start, stop), self.power)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from jacana.errors import InvalidOption
 from jacana.likelihoods.likelihood import Likelihood
+from jacana.likelihoods.scaled import Scaled
 
 __all__ = ["Weighted"]
 
@@ -20,7 +21,7 @@ _SHOWN = 8
 
 @final
 @dataclass(frozen=True, eq=False)
-class Weighted(Likelihood):
+class Weighted(Scaled):
     """wᵢ log p(yᵢ | fᵢ), with a weight for each example: of weight two it counts twice, of weight zero not at all.
 
         ∇ log p ← w ∇ log p,     H ← w H
@@ -65,54 +66,15 @@ class Weighted(Likelihood):
         object.__setattr__(self, "likelihood", likelihood)
         object.__setattr__(self, "weights", values)
 
-    def log_prob(self, f: Float[Tensor, "n c"], y: Shaped[Tensor, "n ..."]) -> Float[Tensor, " n"]:
-        return self._weigh(self.likelihood.log_prob(f, y))
-
-    def gradient(self, f: Float[Tensor, "n c"], y: Shaped[Tensor, "n ..."]) -> Float[Tensor, "n c"]:
-        return self._weigh(self.likelihood.gradient(f, y))
-
-    def curvature(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c c"]:
-        return self._weigh(self.likelihood.curvature(f))
-
-    def curvature_times(self, f: Float[Tensor, "n c"], v: Float[Tensor, "n c k"]) -> Float[Tensor, "n c k"]:
-        return self._weigh(self.likelihood.curvature_times(f, v))
-
-    def curvature_root(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c r"]:
-        return self._weigh(self.likelihood.curvature_root(f), self.weights.sqrt())
-
-    @property
-    def by_output(self) -> bool:
-        return self.likelihood.by_output
-
-    def conditional_moments(self, f: Float[Tensor, "n c"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
-        return self.likelihood.conditional_moments(f)
-
-    def moments(
-        self, mean: Float[Tensor, "m c"], covariance: Float[Tensor, "m c c"]
-    ) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d"]]:
-        return self.likelihood.moments(mean, covariance)
-
     def log_expected(
         self, mean: Float[Tensor, "n c"], covariance: Float[Tensor, "n c c"], y: Shaped[Tensor, "n ..."]
     ) -> Float[Tensor, " n"]:
-        return self._weigh(self.likelihood.log_expected(mean, covariance, y))
-
-    def sample(self, f: Float[Tensor, "n c"], generator: torch.Generator | None = None) -> Shaped[Tensor, "n ..."]:
-        return self.likelihood.sample(f, generator)
-
-    def probabilities(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
-        return self.likelihood.probabilities(f)
-
-    def probit(self, mean: Float[Tensor, "m c"], covariance: Float[Tensor, "m c c"]) -> Float[Tensor, "m c"]:
-        return self.likelihood.probit(mean, covariance)
+        return self.scale(self.likelihood.log_expected(mean, covariance, y))
 
     def check(self, n: int, c: int) -> None:
         if len(self.weights) != n:
             raise InvalidOption(f"weights: got {len(self.weights)} for {n} examples; expected one for each.")
         self.likelihood.check(n, c)
-
-    def targets(self, y: Any, n: int, c: int) -> Shaped[Tensor, "n ..."]:
-        return self.likelihood.targets(y, n, c)
 
     def part(self, start: int, stop: int) -> Weighted:
         return self._of(self.likelihood.part(start, stop), self.weights[start:stop])
@@ -127,8 +89,8 @@ class Weighted(Likelihood):
         object.__setattr__(some, "weights", weights)
         return some
 
-    def _weigh(self, values: Float[Tensor, "n ..."], weights: Float64[Tensor, " n"] | None = None) -> Tensor:
-        weights = self.weights if weights is None else weights
+    def scale(self, values: Float[Tensor, "n ..."], *, root: bool = False) -> Float[Tensor, "n ..."]:
+        weights = self.weights.sqrt() if root else self.weights
         if len(weights) != len(values):
             raise InvalidOption(f"weights: got {len(weights)} for {len(values)} examples; expected one for each.")
         weights = weights.to(values).view(-1, *(1 for _ in values.shape[1:]))

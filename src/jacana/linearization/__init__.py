@@ -8,6 +8,7 @@ from jacana.linearization.kernel import dense_kernel as dense_kernel
 from jacana.linearization.kernel import diagonal_blocks as diagonal_blocks
 from jacana.linearization.kernel import group_diagonals as group_diagonals
 from jacana.linearization.kernel import group_kernels as group_kernels
+from jacana.linearization.kernel import kernel_and_blocks as kernel_and_blocks
 from jacana.linearization.kernel import layer_kernels as layer_kernels
 from jacana.linearization.kernel import pull as pull
 from jacana.linearization.kernel import push as push

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from jacana.linearization.features import Features
 from jacana.linearization.linearization import Linearization
-from jacana.linearization.memory import budget, fits, require
+from jacana.linearization.memory import fits, require
+from jacana.linearization.pairs import Pairs
 from jacana.linearization.prior import Prior
 from jacana.linearization.shares.share import strips
-from jacana.linearization.tiles import Placed, Room, partition, tiles
+from jacana.linearization.tiles import Placed
 from jacana.networks import Examples, layer_of
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "diagonal_blocks",
     "group_diagonals",
     "group_kernels",
+    "kernel_and_blocks",
     "layer_kernels",
     "pull",
     "push",
@@ -145,9 +147,6 @@ def contract(
 ) -> list[list[Float[Tensor, "nc mc"]]]:
     """One kernel for each row of ``variances`` and each part of the view, all from the same pass over the network.
 
-    What comes out of the network is looked at once, at the end, so that a device is not waited for block by block. If
-    something was wrong with it, all is computed again with care: then a block's parameters may fall to autodiff.
-
     Args:
         lin: the network.
         x1: n examples.
@@ -161,11 +160,10 @@ def contract(
     Raises:
         InsufficientMemory: the kernels do not fit, or the gradients of two examples do not fit beside them.
     """
-    findings = lin.findings(x1)
-    other = x1 if x2 is None else x2
-    c, parts = view.rows(findings.n_outputs), view.count(findings.n_outputs)
+    outputs = lin.findings(x1).n_outputs
+    c, parts = view.rows(outputs), view.count(outputs)
+    shape = (len(x1) * c, len(x1 if x2 is None else x2) * c)
     count = len(variances) * parts
-    shape = (len(x1) * c, len(other) * c)
     size = count * shape[0] * shape[1] * dtype.itemsize
     require(
         size,
@@ -175,56 +173,54 @@ def contract(
         "do without the matrix: jacana.NTK(lin, x) @ v, WeightSpace() where the parameters are fewer.",
         memory_budget,
     )
-    room = None if memory_budget is None else memory_budget - size
-    # A layer's share alone needs the gradients of its own parameters alone.
-    wanted = frozenset(place for place in range(len(lin.names)) if any(row[place] > 0.0 for row in variances))
 
-    def planned() -> list[list[tuple[int, ...]]]:
-        found = lin.findings(x1)
-        groups = partition(found, wanted, budget(lin.device) if room is None else room)
-        require(
-            found.passing + 2 * max(sum(found.held[places] for places in group) for group in groups),
-            lin.device,
-            f"the gradients of two examples, {found.n_outputs} outputs each, beside {size / 2**30:.2f} GiB of kernels,",
-            "use fewer outputs at once, or fewer parameters (parameters=).",
-            room,
-        )
-        return groups
+    def zeros() -> list[list[Tensor]]:
+        return [[torch.zeros(shape, dtype=dtype, device=lin.device) for _ in range(parts)] for _ in variances]
 
-    def compute(flags: list[Tensor] | None) -> list[list[Tensor]]:
-        groups = planned()
-        kernels = [[torch.zeros(shape, dtype=dtype, device=lin.device) for _ in range(parts)] for _ in variances]
+    def add(kernels: list[list[Tensor]], one: Placed, other: Placed) -> None:
+        (i, first), (j, second) = one, other
+        rows, columns = slice(c * i, c * (i + first.n)), slice(c * j, c * (j + second.n))
+        left = view.parts(first)
+        pairs = list(zip(left, left if second is first else view.parts(second), strict=True))
+        for of_group, of_kernel in zip(kernels, variances, strict=True):
+            for kernel, (ours, theirs) in zip(of_group, pairs, strict=True):
+                ours.accumulate(kernel[rows, columns], theirs, of_kernel, symmetric=x2 is None and i == j)
 
-        def visit(one: Placed, other: Placed) -> None:
-            (i, first), (j, second) = one, other
-            rows, columns = slice(c * i, c * (i + first.n)), slice(c * j, c * (j + second.n))
-            left = view.parts(first)
-            pairs = list(zip(left, left if second is first else view.parts(second), strict=True))
-            for of_group, of_kernel in zip(kernels, variances, strict=True):
-                for kernel, (ours, theirs) in zip(of_group, pairs, strict=True):
-                    ours.accumulate(kernel[rows, columns], theirs, of_kernel, symmetric=x2 is None and i == j)
+    kernels = Pairs(lin, x1, x2, variances, dtype, size, memory_budget, progress).sums(zeros, add)
+    if x2 is None:
+        for of_group in kernels:
+            for kernel in of_group:
+                _mirror(kernel)
+    return kernels
 
-        for group in groups:
-            places = wanted.intersection(place for some in group for place in some)
 
-            def of(examples: Examples, places: frozenset[int] = places) -> Features:
-                return lin.features(examples, dtype, places=places, flags=flags)
+def kernel_and_blocks(
+    lin: Linearization, x: Examples, new: Examples, prior: Prior
+) -> tuple[Float64[Tensor, "nc mc"], Float64[Tensor, "m c c"]]:
+    """K between data and new examples, and the c by c blocks on the diagonal of K among the new, of the same features.
 
-            tiles(of, visit, x1, x2, Room.of(lin, x1, group, room), progress=progress)
-        if x2 is None:
-            for of_group in kernels:
-                for kernel in of_group:
-                    _mirror(kernel)
-        return kernels
+    Raises:
+        InsufficientMemory: they do not fit.
+    """
+    c = lin.findings(x).n_outputs
+    shape = (len(x) * c, len(new) * c)
+    size = 8 * shape[1] * (shape[0] + c)
+    require(
+        size, lin.device, f"a kernel of {shape[0]:,} by {shape[1]:,}", "use fewer examples, or fewer new ones at once."
+    )
 
-    if lin.trusts(x1):
-        flags: list[Tensor] = []
-        kernels = compute(flags)
-        if bool(torch.stack(flags).all()):
-            return kernels
-        del kernels
-        lin.doubt(x1)
-    return compute(None)
+    def zeros() -> tuple[Tensor, Tensor]:
+        kernel = torch.zeros(shape, dtype=torch.float64, device=lin.device)
+        return kernel, kernel.new_zeros(len(new), c, c)
+
+    def add(found: tuple[Tensor, Tensor], one: Placed, other: Placed) -> None:
+        (i, first), (j, second) = one, other
+        kernel, blocks = found
+        first.accumulate(kernel[c * i : c * (i + first.n), c * j : c * (j + second.n)], second, prior.variances)
+        if i == 0:  # once for each block of the new
+            blocks[j : j + second.n] += second.blocks(prior.variances)
+
+    return Pairs(lin, x, new, [prior.variances], torch.float64, size).sums(zeros, add)
 
 
 def _mirror(square: Float[Tensor, "nc nc"]) -> None:

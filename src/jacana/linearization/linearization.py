@@ -17,6 +17,7 @@ from jacana.linearization.inquiry import Inquiry
 from jacana.linearization.keeping import Keeping
 from jacana.linearization.memory import budget, keep_freed
 from jacana.linearization.probe import Findings
+from jacana.linearization.vectors import as_vectors
 from jacana.networks import (
     Data,
     Examples,
@@ -177,7 +178,9 @@ class Linearization:
         """
         examples = self.examples(x)
         route = self.findings(examples).route
-        vectors = self._vector(v, "v", (self.n_parameters,), f"one entry a selected parameter, p = {self.n_parameters}")
+        vectors = self._vectors(
+            v, "v", (self.n_parameters,), f"one entry a selected parameter, p = {self.n_parameters}"
+        )
         columns = vectors.unsqueeze(1) if vectors.ndim == 1 else vectors
         if columns.shape[1] == 0:
             c = self.findings(examples).n_outputs
@@ -203,7 +206,7 @@ class Linearization:
         """
         examples = self.examples(x)
         n, c = len(examples), self.findings(examples).n_outputs
-        cotangents = self._vector(u, "u", (n * c, n), f"(n, c) = ({n}, {c}), or ({n * c},), or ({n * c}, k)")
+        cotangents = self._vectors(u, "u", (n * c, n), f"(n, c) = ({n}, {c}), or ({n * c},), or ({n * c}, k)")
         if cotangents.shape == (n, c) or cotangents.ndim == 1:
             return self._vjp(examples, cotangents.reshape(n, c, 1), batch_size).squeeze(1)
         if len(cotangents) != n * c:
@@ -329,17 +332,8 @@ class Linearization:
     def _batches(self, examples: Examples, batch_size: int | None) -> Iterator[Examples]:
         return examples.batches(valid_batch_size(batch_size) or self._batch_size)
 
-    def _vector(self, value: Any, name: str, lengths: tuple[int, ...], expected: str) -> Tensor:
-        try:
-            tensor = torch.as_tensor(value).detach()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InvalidData(f"{name}: got {type(value).__name__}; expected a tensor, {expected}.") from error
-        if tensor.ndim not in (1, 2) or len(tensor) not in lengths or (tensor.ndim == 1 and len(tensor) != lengths[0]):
-            raise InvalidData(f"{name}: got shape {tuple(tensor.shape)}; expected {expected}.")
-        if tensor.is_complex() or not bool(torch.isfinite(tensor).all()):
-            raise InvalidData(f"{name}: got complex, NaN or infinite entries; expected finite real numbers.")
-        with torch.inference_mode(False):
-            return (tensor.clone() if tensor.is_inference() else tensor).to(self.device, self.dtype)
+    def _vectors(self, value: Any, name: str, lengths: tuple[int, ...], expected: str) -> Tensor:
+        return as_vectors(value, name, lengths, expected, device=self.device, dtype=self.dtype)
 
 
 def valid_batch_size(batch_size: Any) -> int | None:

@@ -12,14 +12,14 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from jacana.errors import InvalidOption, NotPositiveDefinite
-from jacana.linearization import dense_kernel, diagonal_blocks, pull, push, require
+from jacana.linearization import dense_kernel, pull, push, require
 from jacana.networks import Examples
 from jacana.operators import standard_normal
+from jacana.posteriors.conditioned import Conditioned, Explained
 from jacana.posteriors.iterated import IteratedState, System
-from jacana.posteriors.joseph import EPS, TRUSTED, joseph_root, joseph_variance
+from jacana.posteriors.joseph import EPS
 from jacana.posteriors.method import Method, State
 from jacana.posteriors.observations import Observations
-from jacana.posteriors.pieces import pieces
 from jacana.solvers import Cholesky, Direct, Factor, Iterative
 
 __all__ = ["FunctionSpace", "FunctionSpaceState"]
@@ -121,48 +121,13 @@ class FunctionSpaceState(State):
         return -0.5 * (fit + self._factor.log_determinant + self._factor.rank * math.log(2.0 * math.pi))
 
     def variance(self, x: Examples) -> Float64[Tensor, "m c"]:
-        model = self.observations.model
-        parts = []
-        for block in pieces(model.lin, x, len(self._residual)):
-            prior = diagonal_blocks(model.lin, block, model.prior).diagonal(dim1=1, dim2=2)
-            weights, explained, doubt = self._explained(block, prior.flatten())
-            variance = prior.flatten() - explained
-            small = (variance < TRUSTED * doubt).nonzero().flatten()
-            if len(small):
-                variance[small] = joseph_variance(model, block, weights, self._spread(weights), small, self._pulled)
-            parts.append(variance.view_as(prior))
-        return torch.cat(parts)
+        return self._conditioned.variance(x)
 
     def blocks(self, x: Examples) -> Float64[Tensor, "m c c"]:
-        model, c = self.observations.model, self.observations.c
-        parts = []
-        for block in pieces(model.lin, x, len(self._residual)):
-            prior = diagonal_blocks(model.lin, block, model.prior)
-            half = self._factor.half_solve(dense_kernel(model.lin, self.observations.examples, block, model.prior))
-            weights = self._factor.complete(half)
-            rows = half.view(-1, len(block), c).permute(1, 2, 0)
-            covariance = prior - rows @ rows.mT
-            variances = covariance.diagonal(dim1=1, dim2=2)
-            doubt = self._doubt(prior.diagonal(dim1=1, dim2=2).flatten(), weights).view_as(variances)
-            for i in (variances < TRUSTED * doubt).any(1).nonzero().flatten().tolist():
-                which = torch.arange(i * c, (i + 1) * c, device=weights.device)
-                root = joseph_root(model, block, weights, self._spread(weights), self._pulled, which)
-                covariance[i] = root.T @ root
-            parts.append(covariance)
-        return torch.cat(parts)
+        return self._conditioned.blocks(x)
 
     def covariance(self, x: Examples) -> Float64[Tensor, "mc mc"]:
-        model = self.observations.model
-        prior = dense_kernel(model.lin, x, None, model.prior)
-        cross = dense_kernel(model.lin, self.observations.examples, x, model.prior)
-        half = self._factor.half_solve(cross)
-        covariance = prior - half.T @ half
-        weights = self._factor.complete(half)
-        doubt = self._doubt(prior.diagonal(), weights)
-        if bool((covariance.diagonal() < TRUSTED * doubt).any()):
-            root = joseph_root(model, x, weights, self._spread(weights), self._pulled)
-            return root.T @ root
-        return 0.5 * (covariance + covariance.T)  # a product is symmetric only to rounding
+        return self._conditioned.covariance(x)
 
     def sample_weights(self, n: int, generator: torch.Generator | None) -> Float64[Tensor, "p n"]:
         """Matheron's rule: a prior sample, corrected by the data it does not fit."""
@@ -205,23 +170,13 @@ class FunctionSpaceState(State):
             model.lin, self.observations.examples, alpha
         )
 
-    def _explained(
-        self, x: Examples, prior: Float64[Tensor, " mc"]
-    ) -> tuple[Float64[Tensor, "nc mc"], Float64[Tensor, " mc"], Float64[Tensor, " mc"]]:
-        """C = (K + Σ)⁻¹ K*, the variance that the data explain, and its rounding error."""
-        model = self.observations.model
-        half = self._factor.half_solve(dense_kernel(model.lin, self.observations.examples, x, model.prior))
+    @property
+    def _conditioned(self) -> Conditioned:
+        return Conditioned(self.observations.model, self.observations.examples, self._explained)
+
+    def _explained(self, cross: Float64[Tensor, "nc mc"]) -> Explained:
+        """C = (K + Σ)⁻¹ K*."""
+        half = self._factor.half_solve(cross)
         weights = self._factor.complete(half)
-        return weights, half.square().sum(0), self._doubt(prior, weights)
-
-    def _doubt(self, prior: Float64[Tensor, " mc"], weights: Float64[Tensor, "nc mc"]) -> Float64[Tensor, " mc"]:
-        """The rounding error of K** − K*ᵀC: eps (k** + ‖K + Σ‖ ‖C‖²)."""
-        return EPS * (prior + self._factor.norm * weights.square().sum(0))
-
-    def _spread(self, weights: Float64[Tensor, "nc mc"]) -> Float64[Tensor, "nc mc"]:
-        """Σ^½ C."""
-        return self.observations.noise.sqrt().reshape(-1, 1) * weights
-
-    def _pulled(self, weights: Float64[Tensor, "nc k"]) -> Float64[Tensor, "p k"]:
-        """Jᵀ U."""
-        return pull(self.observations.model.lin, self.observations.examples, weights)
+        spread = self.observations.noise.sqrt().reshape(-1, 1) * weights
+        return Explained(half, weights, spread, self._factor.norm * weights.square().sum(0))

@@ -10,7 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from jacana.errors import InvalidOption
-from jacana.likelihoods import Categorical, Gaussian, Likelihood, Weighted
+from jacana.likelihoods import Categorical, Gaussian, Likelihood, Scaled, unscaled
 from jacana.posteriors.choice import choose
 from jacana.posteriors.method import Method, State
 from jacana.posteriors.observations import Observations
@@ -45,9 +45,7 @@ class LabelRegression(Method):
         Raises:
             InvalidOption: any likelihood but :class:`Categorical`, weighted or not.
         """
-        base = likelihood
-        while isinstance(base, Weighted):
-            base = base.likelihood
+        base = unscaled(likelihood)
         if not isinstance(base, Categorical):
             raise InvalidOption(
                 f"method: {type(self).__name__} is for class labels, likelihood=jacana.Categorical(), and the "
@@ -79,8 +77,8 @@ class LabelRegression(Method):
 def counted(observations: Observations) -> tuple[Observations, Float64[Tensor, " n"]]:
     """The labels that count, and how much: those of weight zero are left out."""
     weights, likelihood = torch.ones(observations.n, dtype=torch.float64), observations.likelihood
-    while isinstance(likelihood, Weighted):
-        weights, likelihood = weights * likelihood.weights, likelihood.likelihood
+    while isinstance(likelihood, Scaled):
+        weights, likelihood = likelihood.scale(weights), likelihood.likelihood
     if bool((weights == 0.0).any()):
         some = weights.nonzero().flatten()
         observations, weights = observations.some(some, observations.x.some(some)), weights[some]

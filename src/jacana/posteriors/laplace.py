@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from jacana.errors import InvalidOption
-from jacana.likelihoods import Likelihood
 from jacana.networks import Examples
 from jacana.operators import Estimate
-from jacana.posteriors.method import Method, State
-from jacana.posteriors.mode import Mode, mode_of
-from jacana.posteriors.observations import Observations
-from jacana.posteriors.side_choice import chosen, side_of
+from jacana.posteriors.at_mode import AtMode, ModeState
+from jacana.posteriors.method import State
+from jacana.posteriors.mode import Mode
 from jacana.posteriors.sides import Side
 
 __all__ = ["Laplace"]
@@ -25,7 +22,7 @@ __all__ = ["Laplace"]
 
 @final
 @dataclass(frozen=True)
-class Laplace(Method):
+class Laplace(AtMode):
     """The Laplace approximation of the linear model, at its own mode, with its curvature on the training data.
 
         δ̂ = argmax log p(y | m + J δ) − ½ δᵀ S⁻¹ δ,     δ | y ≈ N(δ̂, (S⁻¹ + Jᵀ H J)⁻¹)
@@ -66,38 +63,13 @@ class Laplace(Method):
         [2, 0]
     """
 
-    exact: ClassVar[bool] = False
-
-    method: Method | None = None
-
-    def __post_init__(self) -> None:
-        if self.method is not None and not isinstance(self.method, Method):
-            raise InvalidOption(f"method: got {self.method!r}; expected one like jacana.FunctionSpace(), or None.")
-
-    @property
-    def streams(self) -> bool:
-        return self.method is not None and self.method.streams
-
-    def check(self, likelihood: Likelihood) -> None:
-        pass
-
-    def condition(self, observations: Observations, *, progress: bool) -> State:
-        method = chosen(observations) if self.method is None else self.method
-        side = side_of(observations, method, progress=progress)
-        return LaplaceState(side, mode_of(side), method, progress=progress)
+    def state(self, side: Side, mode: Mode, *, progress: bool) -> State:
+        return LaplaceState(self, side, mode, progress=progress)
 
 
 @final
-class LaplaceState(State):
+class LaplaceState(ModeState):
     """The mode and the precision there."""
-
-    def __init__(self, side: Side, mode: Mode, method: Method, *, progress: bool) -> None:
-        super().__init__(side.observations)
-        self._side, self.mode, self._method, self._progress = side, mode, method, progress
-
-    @cached_property
-    def weights(self) -> Float64[Tensor, " p"]:
-        return self._side.weights(self.mode.u)
 
     @property
     def log_evidence(self) -> float:
@@ -119,7 +91,3 @@ class LaplaceState(State):
 
     def sample_weights(self, n: int, generator: torch.Generator | None) -> Float64[Tensor, "p n"]:
         return self.weights.unsqueeze(1) + self.mode.precision.deviations(n, generator)
-
-    def extended(self, more: Observations) -> State:
-        side = side_of(self.observations.followed_by(more), self._method, progress=self._progress)
-        return LaplaceState(side, mode_of(side), self._method, progress=self._progress)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import ClassVar, NoReturn, final
+from typing import NoReturn, final
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
 from jacana.errors import InvalidOption
-from jacana.likelihoods import Likelihood
 from jacana.networks import Examples
-from jacana.posteriors.method import Method, State
-from jacana.posteriors.mode import Mode, mode_of
-from jacana.posteriors.observations import Observations
-from jacana.posteriors.side_choice import chosen, side_of
+from jacana.posteriors.at_mode import AtMode, ModeState
+from jacana.posteriors.method import State
+from jacana.posteriors.mode import Mode
 from jacana.posteriors.sides import Side
 
 __all__ = ["MAP"]
@@ -24,7 +21,7 @@ __all__ = ["MAP"]
 
 @final
 @dataclass(frozen=True)
-class MAP(Method):
+class MAP(AtMode):
     """The most probable weights of the linear model, and nothing of what else they could be.
 
         δ̂ = argmax log p(y | m + J δ) − ½ δᵀ S⁻¹ δ
@@ -55,37 +52,13 @@ class MAP(Method):
         (torch.Size([102]), torch.Size([30, 2]))
     """
 
-    exact: ClassVar[bool] = False
-
-    method: Method | None = None
-
-    def __post_init__(self) -> None:
-        if self.method is not None and not isinstance(self.method, Method):
-            raise InvalidOption(f"method: got {self.method!r}; expected one like jacana.FunctionSpace(), or None.")
-
-    @property
-    def streams(self) -> bool:
-        return self.method is not None and self.method.streams
-
-    def check(self, likelihood: Likelihood) -> None:
-        pass
-
-    def condition(self, observations: Observations, *, progress: bool) -> State:
-        method = chosen(observations) if self.method is None else self.method
-        side = side_of(observations, method, progress=progress)
-        return _MAPState(side, mode_of(side), method, progress=progress)
+    def state(self, side: Side, mode: Mode, *, progress: bool) -> State:
+        return _MAPState(self, side, mode, progress=progress)
 
 
-class _MAPState(State):
+@final
+class _MAPState(ModeState):
     """A point."""
-
-    def __init__(self, side: Side, mode: Mode, method: Method, *, progress: bool) -> None:
-        super().__init__(side.observations)
-        self._side, self._mode, self._method, self._progress = side, mode, method, progress
-
-    @cached_property
-    def weights(self) -> Float64[Tensor, " p"]:
-        return self._side.weights(self._mode.u)
 
     @property
     def log_evidence(self) -> float:
@@ -103,11 +76,7 @@ class _MAPState(State):
     def blocks(self, x: Examples) -> Float64[Tensor, "m c c"]:
         """Zeros: what is averaged over is the mode."""
         c = self.observations.c
-        return torch.zeros(len(x), c, c, dtype=torch.float64, device=self._mode.f.device)
-
-    def extended(self, more: Observations) -> State:
-        side = side_of(self.observations.followed_by(more), self._method, progress=self._progress)
-        return _MAPState(side, mode_of(side), self._method, progress=self._progress)
+        return torch.zeros(len(x), c, c, dtype=torch.float64, device=self.mode.f.device)
 
     @staticmethod
     def _refuse(what: str) -> NoReturn:

@@ -10,7 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from jacana.errors import InvalidData, InvalidOption
-from jacana.likelihoods import Gaussian, Likelihood, Weighted
+from jacana.likelihoods import Gaussian, Likelihood, Weighted, layers
 from jacana.linearization import push
 from jacana.networks import Data, Examples
 from jacana.operators import Estimate
@@ -137,7 +137,7 @@ class Posterior:
         gaussian = isinstance(old.likelihood, Gaussian)
         if isinstance(old.likelihood, Gaussian) and noise_std is None and old.likelihood.noise_std.ndim == 2:
             raise InvalidOption("noise_std: got None; it was given for each example, so give it for the new ones too.")
-        if isinstance(old.likelihood, Weighted):
+        if any(isinstance(layer, Weighted) for layer in layers(old.likelihood)):
             raise InvalidOption(
                 "likelihood: got weights for each old example, and the new ones have none; condition the TangentGP on "
                 "all examples at once, with a weight for each."

@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from jacana.errors import InvalidData, InvalidOption
-from jacana.likelihoods import Bernoulli, Categorical, Likelihood, Tempered, Weighted
+from jacana.likelihoods import Bernoulli, Categorical, Likelihood, unscaled
 from jacana.likelihoods.nodes import ROUNDING
 from jacana.predictive.predictive import Predictive, checked
 
@@ -50,8 +50,7 @@ class LaplaceBridge(Predictive):
         self, likelihood: Likelihood, mean: Float64[Tensor, "m c"], covariance: Float64[Tensor, "m c c"]
     ) -> Float64[Tensor, "m c"]:
         mean, covariance = checked(mean, covariance)
-        while isinstance(likelihood, Weighted | Tempered):
-            likelihood = likelihood.likelihood
+        likelihood = unscaled(likelihood)
         if isinstance(likelihood, Bernoulli):  # two classes, (f/2, −f/2), of equal variance
             return likelihood.probabilities(mean)
         if not isinstance(likelihood, Categorical):

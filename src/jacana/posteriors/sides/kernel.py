@@ -11,12 +11,12 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from jacana.errors import NotPositiveDefinite
-from jacana.linearization import dense_kernel, diagonal_blocks, layer_kernels, pull, push, require
+from jacana.linearization import dense_kernel, layer_kernels, pull, push, require
 from jacana.networks import Examples
 from jacana.operators import Estimate, standard_normal
-from jacana.posteriors.joseph import EPS, TRUSTED, joseph_root, joseph_variance
+from jacana.posteriors.conditioned import Conditioned, Explained
+from jacana.posteriors.joseph import EPS, TRUSTED
 from jacana.posteriors.observations import Observations
-from jacana.posteriors.pieces import pieces
 from jacana.posteriors.sides.side import Precision, Side
 from jacana.solvers import Cholesky, Factor
 
@@ -159,42 +159,13 @@ class _KernelPrecision(Precision):
         return 0.5 * (covariance + covariance.mT)
 
     def variance(self, x: Examples) -> Float64[Tensor, "m c"]:
-        model, parts = self._side.observations.model, []
-        for block in pieces(model.lin, x, len(self._side.kernel)):
-            prior = diagonal_blocks(model.lin, block, model.prior).diagonal(dim1=1, dim2=2)
-            half, spread, doubt = self._explained(block, prior.flatten())
-            variance = prior.flatten() - half.square().sum(0)
-            small = (variance < TRUSTED * doubt).nonzero().flatten()
-            if len(small):
-                variance[small] = joseph_variance(model, block, self._spread(spread), spread, small, self._pulled)
-            parts.append(variance.view_as(prior))
-        return torch.cat(parts)
+        return self._conditioned.variance(x)
 
     def blocks(self, x: Examples) -> Float64[Tensor, "m c c"]:
-        model, c, parts = self._side.observations.model, self._side.observations.c, []
-        for block in pieces(model.lin, x, len(self._side.kernel)):
-            prior = diagonal_blocks(model.lin, block, model.prior)
-            half, spread, doubt = self._explained(block, prior.diagonal(dim1=1, dim2=2).flatten())
-            rows = half.view(-1, len(block), c).permute(1, 2, 0)
-            covariance = prior - rows @ rows.mT
-            variances = covariance.diagonal(dim1=1, dim2=2)
-            few = (variances < TRUSTED * doubt.view_as(variances)).any(1).nonzero().flatten()
-            for i in few.tolist():
-                which = torch.arange(i * c, (i + 1) * c, device=spread.device)
-                root = joseph_root(model, block, self._spread(spread), spread, self._pulled, which)
-                covariance[i] = root.T @ root
-            parts.append(covariance)
-        return torch.cat(parts)
+        return self._conditioned.blocks(x)
 
     def covariance(self, x: Examples) -> Float64[Tensor, "mc mc"]:
-        model = self._side.observations.model
-        prior = dense_kernel(model.lin, x, None, model.prior)
-        half, spread, doubt = self._explained(x, prior.diagonal())
-        covariance = prior - half.T @ half
-        if bool((covariance.diagonal() < TRUSTED * doubt).any()):
-            root = joseph_root(model, x, self._spread(spread), spread, self._pulled)
-            return root.T @ root
-        return 0.5 * (covariance + covariance.T)
+        return self._conditioned.covariance(x)
 
     def deviations(self, n: int, generator: torch.Generator | None) -> Float64[Tensor, "p n"]:
         """Matheron's rule: a prior sample, less what the curvatures see of it and of their own noise."""
@@ -205,15 +176,16 @@ class _KernelPrecision(Precision):
         noise = standard_normal(*seen.shape, generator=generator, device=lin.device)
         return prior - std.square() * self._pulled(self._spread(self._factor.solve(seen + noise)))
 
-    def _explained(
-        self, x: Examples, prior: Float64[Tensor, " mc"]
-    ) -> tuple[Float64[Tensor, "k mc"], Float64[Tensor, "k mc"], Float64[Tensor, " mc"]]:
-        """L⁻¹ Rᵀ K*, B⁻¹ Rᵀ K*, and the rounding error of what the squares of the first are taken from."""
-        model = self._side.observations.model
-        seen = self._seen(dense_kernel(model.lin, self._side.observations.examples, x, model.prior))
-        half = self._factor.half_solve(seen)
+    @property
+    def _conditioned(self) -> Conditioned:
+        observations = self._side.observations
+        return Conditioned(observations.model, observations.examples, self._explained)
+
+    def _explained(self, cross: Float64[Tensor, "nc mc"]) -> Explained:
+        """C = R B⁻¹ Rᵀ K*, of which Rᵀ K* and B⁻¹ Rᵀ K* are what A = B would have."""
+        half = self._factor.half_solve(self._seen(cross))
         spread = self._factor.complete(half)
-        return half, spread, EPS * (prior + self._factor.norm * spread.square().sum(0))
+        return Explained(half, self._spread(spread), spread, self._factor.norm * spread.square().sum(0))
 
     def _seen(self, values: Float64[Tensor, "nc k"]) -> Float64[Tensor, "nr k"]:
         """Rᵀ V."""

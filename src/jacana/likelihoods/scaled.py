@@ -1,0 +1,105 @@
+"""Scaled: what likelihoods have in common that count the observations of another more or less than once."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from jacana.likelihoods.likelihood import Likelihood
+
+__all__ = ["Scaled", "layers", "unscaled"]
+
+
+class Scaled(Likelihood):
+    """w log p(y | f): gradients and curvatures are w times those of p.
+
+    What is said of new observations is what the likelihood itself says.
+
+    Attributes:
+        likelihood: p(y | f).
+    """
+
+    likelihood: Likelihood
+
+    @abstractmethod
+    def scale(self, values: Float[Tensor, "n ..."], *, root: bool = False) -> Float[Tensor, "n ..."]:
+        """What belongs to each example, times w or its root."""
+
+    @final
+    def log_prob(self, f: Float[Tensor, "n c"], y: Shaped[Tensor, "n ..."]) -> Float[Tensor, " n"]:
+        return self.scale(self.likelihood.log_prob(f, y))
+
+    @final
+    def gradient(self, f: Float[Tensor, "n c"], y: Shaped[Tensor, "n ..."]) -> Float[Tensor, "n c"]:
+        return self.scale(self.likelihood.gradient(f, y))
+
+    @final
+    def curvature(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c c"]:
+        return self.scale(self.likelihood.curvature(f))
+
+    @final
+    def curvature_times(self, f: Float[Tensor, "n c"], v: Float[Tensor, "n c k"]) -> Float[Tensor, "n c k"]:
+        return self.scale(self.likelihood.curvature_times(f, v))
+
+    @final
+    def curvature_root(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c r"]:
+        return self.scale(self.likelihood.curvature_root(f), root=True)
+
+    @property
+    @final
+    def by_output(self) -> bool:
+        return self.likelihood.by_output
+
+    @final
+    def conditional_moments(self, f: Float[Tensor, "n c"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
+        return self.likelihood.conditional_moments(f)
+
+    @final
+    def moments(
+        self, mean: Float[Tensor, "m c"], covariance: Float[Tensor, "m c c"]
+    ) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d"]]:
+        return self.likelihood.moments(mean, covariance)
+
+    def log_expected(
+        self, mean: Float[Tensor, "n c"], covariance: Float[Tensor, "n c c"], y: Shaped[Tensor, "n ..."]
+    ) -> Float[Tensor, " n"]:
+        """Of the likelihood itself: it is for observations that were not learned from."""
+        return self.likelihood.log_expected(mean, covariance, y)
+
+    @final
+    def sample(self, f: Float[Tensor, "n c"], generator: torch.Generator | None = None) -> Shaped[Tensor, "n ..."]:
+        return self.likelihood.sample(f, generator)
+
+    @final
+    def probabilities(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        return self.likelihood.probabilities(f)
+
+    @final
+    def probit(self, mean: Float[Tensor, "m c"], covariance: Float[Tensor, "m c c"]) -> Float[Tensor, "m c"]:
+        return self.likelihood.probit(mean, covariance)
+
+    def check(self, n: int, c: int) -> None:
+        self.likelihood.check(n, c)
+
+    @final
+    def targets(self, y: Any, n: int, c: int) -> Shaped[Tensor, "n ..."]:
+        return self.likelihood.targets(y, n, c)
+
+
+def layers(likelihood: Likelihood) -> Iterator[Likelihood]:
+    """What scales, from outside to inside, and at last what is scaled."""
+    yield likelihood
+    while isinstance(likelihood, Scaled):
+        likelihood = likelihood.likelihood
+        yield likelihood
+
+
+def unscaled(likelihood: Likelihood) -> Likelihood:
+    """What is scaled, if anything is."""
+    *_, base = layers(likelihood)
+    return base
