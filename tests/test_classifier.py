@@ -72,6 +72,35 @@ def test_it_learns_and_says_what():
     np.testing.assert_allclose(clf.decision_function(X), clf.posterior_.predict(torch.from_numpy(X)).mean.numpy())
 
 
+def test_what_was_computed_to_learn_is_not_another_posterior():
+    """The default takes the kernel from the search; named, the method computes it anew."""
+    X, y = data()
+    found, named = classifier().fit(X, y), classifier(method="laplace").fit(X, y)
+    assert found.prior_std_ == named.prior_std_
+    np.testing.assert_allclose(found.predict_proba(X), named.predict_proba(X), rtol=1e-9)
+    more = found.posterior_.condition(torch.from_numpy(X[:5]).float(), torch.from_numpy(y[:5]))
+    again = named.posterior_.condition(torch.from_numpy(X[:5]).float(), torch.from_numpy(y[:5]))
+    torch.testing.assert_close(more.weights, again.weights, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("criterion", ["leave-one-out", "evidence"])
+@pytest.mark.parametrize(("order", "mean"), [([0, 1, 2], "network"), ([2, 0, 1], "zero")])
+def test_the_mean_that_labels_prefer(criterion, order, mean):
+    """A network that knows the classes is where to start from; one that is sure of wrong ones is not."""
+    torch.manual_seed(0)
+    X, y = data(90)
+    source = net()
+    x, labels = torch.from_numpy(X).float(), torch.from_numpy(y)
+    adam = torch.optim.Adam(source.parameters(), 0.05)
+    for _ in range(150):
+        adam.zero_grad()
+        nn.functional.cross_entropy(source(x[:60]), labels[:60]).backward()
+        adam.step()
+    clf = jacana.NTKClassifier(source, mean="auto", criterion=criterion, progress=False)
+    clf.fit(X[60:], np.array(order)[y[60:]])
+    assert clf.mean_ == mean
+
+
 @pytest.mark.parametrize(
     "method", ["auto", "laplace", "map", "variational", "dirichlet", "one-hot", "last-layer", jacana.Laplace()]
 )
@@ -159,6 +188,7 @@ def test_names_are_in_the_order_of_the_outputs():
     [
         (data()[0], np.linspace(0, 1, 60), {}, "y"),
         (data()[0], np.zeros(60), {}, "classes"),
+        (data()[0], np.where(np.arange(60) == 7, np.nan, data()[1]), {}, "y: got NaN"),
         (data()[0], np.arange(60) % 5, {}, "with_head"),
         (data()[0], data()[1][:50], {}, "50"),
         (data()[0], np.full(60, "zebra"), {"classes": CLASSES}, "zebra"),
@@ -167,6 +197,8 @@ def test_names_are_in_the_order_of_the_outputs():
         (data()[0], data()[1], {"method": "best"}, "method"),
         (data()[0], data()[1], {"relinearize": -1}, "relinearize"),
         (data()[0], data()[1], {"relinearize": 1, "mean": "zero"}, "mean"),
+        (data()[0], data()[1], {"relinearize": 1, "mean": "auto"}, "mean"),
+        (data()[0], data()[1], {"mean": "maybe"}, "mean"),
         (data()[0], data()[1], {"criterion": "luck"}, "criterion"),
         (data()[0], data()[1], {"predictive": "mean"}, "predictive"),
         (data()[0], data()[1], {"class_weight": "fair"}, "class_weight"),

@@ -33,6 +33,12 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
+def classified(it, method=None):
+    """With a label for each output."""
+    words = {"likelihood": jacana.Bernoulli(), "method": method}
+    return jacana.TangentGP(it.lin).condition(it.x, (it.y > 0).to(DOUBLE), **words)
+
+
 CALLS = {
     "linearize": lambda it: jacana.linearize(it.net, **it.case.reading),
     "linearize a selection": lambda it: jacana.linearize(it.net, it.lin.names[-1], **it.case.reading),
@@ -69,6 +75,16 @@ CALLS = {
     "maximize_evidence": lambda it: jacana.maximize_evidence(jacana.TangentGP(it.lin), it.x, it.y),
     "maximize_evidence, layers": lambda it: jacana.maximize_evidence(
         jacana.TangentGP(it.lin), it.x, it.y, prior_std="layers", noise_std="outputs"
+    ),
+    "Laplace": lambda it: classified(it).predict(it.x_new).probabilities(),
+    "Variational": lambda it: classified(it, jacana.Variational()).predict(it.x_new).sample(2, generator=generator()),
+    "relinearize": lambda it: jacana.TangentGP(it.lin).relinearize(classified(it)).predict(it.x_new).mean,
+    "NTKClassifier.fit": lambda it: (
+        jacana.NTKClassifier(
+            it.net, prior_std=0.7, temperature=1.0, classes=range(it.y.shape[1]), **it.case.reading
+        ).fit(it.x, it.y > 0)
+        if it.y.shape[1] > 1
+        else None
     ),
     "NTKRegressor.fit": regressor,
     "NTKRegressor.predict": lambda it: regressor(it).predict(it.x_new, return_std=True),
@@ -143,6 +159,16 @@ def test_every_public_call_leaves_everything_as_it_was(name, call):
         assert not tensor.requires_grad
     assert generators() == state, "a global random generator was used"
     assert switches() == turned
+
+
+def test_a_new_head_leaves_everything_as_it_was():
+    net = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).double().train()
+    x, y = torch.randn(12, 2, dtype=DOUBLE), torch.arange(12) % 4
+    net(x).square().sum().backward()
+    snapshot, state = oracles.Snapshot(net), generators()
+    jacana.with_head(net, [0, 1, 2, None], x, y)
+    snapshot.assert_unchanged()
+    assert generators() == state
 
 
 def test_hooks_of_the_network_see_nothing():

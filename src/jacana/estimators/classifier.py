@@ -39,8 +39,9 @@ from jacana.predictive import Predictive
 __all__ = ["NTKClassifier"]
 
 Array = NDArray[np.float64]
-_METHODS: dict[str, Method | None] = {
-    "auto": None,
+_DEFAULT = Laplace(rtol=1e-3)
+_METHODS: dict[str, Method] = {
+    "auto": _DEFAULT,
     "laplace": Laplace(),
     "map": MAP(),
     "variational": Variational(),
@@ -72,7 +73,8 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             ``"evidence"``, :func:`maximize_evidence`.
         mean: ``"network"`` starts from what the network says, ``"zero"`` from nothing; ``"auto"`` from what the
             criterion prefers, for twice the work of learning.
-        method: None or ``"auto"`` takes :class:`Laplace`, on the side that is cheaper; ``"map"``, ``"variational"``,
+        method: None or ``"auto"`` takes ``Laplace(rtol=1e-3)``, on the side that is cheaper, with latent variances that
+            are up to a thousandth of the prior's too large; ``"laplace"`` is exact; ``"map"``, ``"variational"``,
             ``"dirichlet"``, ``"one-hot"``, ``"last-layer"``; or an object with options.
         predictive: how probabilities are averaged; by default :class:`Probit`.
         relinearize: how often the network is linearized again at the mode: a step each on the way to fine-tuning, none
@@ -237,7 +239,7 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         samples = latent.reshape(n_samples, -1, self.posterior_.n_outputs)
         return np.stack([self._columns(likelihood.probabilities(f)) for f in samples])
 
-    def _adapted(self, models: list[TangentGP], examples: Examples, labels: Labels, method: Method | None) -> Posterior:
+    def _adapted(self, models: list[TangentGP], examples: Examples, labels: Labels, method: Method) -> Posterior:
         """The posterior of the model with the best score, its scales learned."""
         prior = "shared" if self.prior_std is None else self.prior_std
         words: dict[str, Any] = {"prior_std": prior, "temperature": self.temperature, "likelihood": labels.likelihood}
@@ -245,7 +247,7 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             power = 1.0 if isinstance(method, LabelRegression) else None  # these have a noise of their own
             found = [left_out(gp, examples, labels.targets, power=power, **words) for gp in models]
             best = max(found, key=lambda one: one.score)
-            return best.gp.condition(examples, labels.targets, likelihood=best.likelihood, method=method)
+            return best.condition(examples, labels.targets, method)
         learned = [maximize_evidence(gp, examples, labels.targets, **words) for gp in models]
         posteriors = [
             gp.condition(examples, labels.targets, likelihood=likelihood, method=method) for gp, likelihood in learned
@@ -256,9 +258,9 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         found = _numpy(p)
         return np.column_stack([1.0 - found, found]) if found.shape[1] == 1 and not self._multilabel else found
 
-    def _method(self) -> Method | None:
+    def _method(self) -> Method:
         if self.method is None or isinstance(self.method, Method):
-            return self.method
+            return _DEFAULT if self.method is None else self.method
         if not isinstance(self.method, str) or self.method not in _METHODS:
             raise InvalidOption(
                 f"method: got {self.method!r}; expected {', '.join(map(repr, _METHODS))}, or an object with its "
@@ -271,8 +273,8 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise InvalidOption(f"relinearize: got {self.relinearize!r}; expected zero or a positive whole number.")
         if self.relinearize and self.mean != "network":
             raise InvalidOption(
-                f"mean: got {self.mean!r} with relinearize={self.relinearize}, and the tangent of a network that is not "
-                "its own prior mean has nothing to follow; take mean='network'."
+                f"mean: got {self.mean!r} with relinearize={self.relinearize}, and the tangent of a network that is "
+                "not its own prior mean has nothing to follow; take mean='network'."
             )
         return self.relinearize
 

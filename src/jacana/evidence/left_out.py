@@ -16,7 +16,19 @@ from jacana.evidence.scaled import asked_for, scaled, with_temperature
 from jacana.evidence.surface import Asked, Surface, Vector
 from jacana.likelihoods import Likelihood, Tempered
 from jacana.networks import Data
-from jacana.posteriors import TangentGP, cavity_of, observe
+from jacana.posteriors import (
+    FunctionSpace,
+    Laplace,
+    Method,
+    Posterior,
+    TangentGP,
+    WeightSpace,
+    cavity_of,
+    choose,
+    mode_of,
+    observe,
+)
+from jacana.posteriors.sides import KernelSide, Side
 
 __all__ = ["LeftOut", "left_out", "maximize_leave_one_out"]
 
@@ -99,11 +111,24 @@ class LeftOut:
         gp: the model.
         likelihood: tempered.
         score: what was maximised, in nats: by it models with other means or networks can be compared.
+        side: of all examples under the model, with what was computed of them; None where only some were looked at.
     """
 
     gp: TangentGP
     likelihood: Likelihood
     score: float
+    side: Side | None
+
+    def condition(self, x: Data, y: Any, method: Method | None) -> Posterior:
+        """``gp.condition``; what :class:`Laplace` would compute again is taken from the search."""
+        if isinstance(method, Laplace) and method.method is None and self.side is not None:
+            choice = choose(self.side.observations)
+            inner = FunctionSpace() if isinstance(self.side, KernelSide) else WeightSpace()
+            if choice.method == Laplace(inner):
+                taken = replace(method, method=inner)
+                state = taken.state(self.side, mode_of(self.side), progress=self.gp.progress)
+                return Posterior(taken, state, choice.reason)
+        return self.gp.condition(x, y, likelihood=self.likelihood, method=method)
 
 
 def left_out(
@@ -131,7 +156,8 @@ def left_out(
         base = scaled(base, scales, layers=False) if asked.scales else base
         base = with_temperature(base, found)
         likelihood = Tempered(likelihood, surface.power(point)) if learns else likelihood
-    return LeftOut(base, likelihood, score)
+        side = surface.settled(point, base.model, likelihood)
+    return LeftOut(base, likelihood, score, side)
 
 
 def _search(surface: Surface) -> tuple[Vector, float]:

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jacana.likelihoods import Tempered
+from jacana.likelihoods import Likelihood, Tempered
 from jacana.linearization import Prior, fits
-from jacana.posteriors import Mode, Observations, mode_of
+from jacana.posteriors import Mode, Model, Observations, mode_of
 from jacana.posteriors.sides import KernelSide, Side, WeightSide
 
 __all__ = ["Asked", "Surface", "Vector"]
@@ -54,7 +54,9 @@ class Surface:
     """
 
     def __init__(self, observations: Observations, asked: Asked, *, progress: bool) -> None:
-        observations = _some(observations)
+        everything = observations
+        observations = _some(everything)
+        self._subset = observations is not everything
         self.asked, self._temperature = asked, observations.model.temperature
         self.logits = observations.offset * self._temperature
         self._side, size = _side(observations, asked, progress=progress)
@@ -105,6 +107,16 @@ class Surface:
         mode = mode_of(side, self._start)
         self._start = mode.u if isinstance(side, KernelSide) else None  # there it is a gradient, whatever the scales
         return side, mode
+
+    def settled(self, point: Vector, model: Model, likelihood: Likelihood) -> Side | None:
+        """The side there for the model and the likelihood that were made of it; None where it is of some examples."""
+        if self._subset:
+            return None
+        here = replace(self._side.observations, model=model, offset=self.logits / model.temperature)
+        here = replace(here, likelihood=likelihood)
+        if isinstance(self._side, KernelSide):
+            return self._side.rescaled(here, self.read(point)[0])
+        return self._side.rescaled(here)
 
     def learned(self, point: Vector, n_layers: int) -> tuple[list[float], float]:
         """Factors, one a layer, and the temperature."""

@@ -3,6 +3,7 @@
 from jacana.posteriors import families as families
 from jacana.posteriors.cavity import Cavity as Cavity
 from jacana.posteriors.cavity import cavity_of as cavity_of
+from jacana.posteriors.choice import choose as choose
 from jacana.posteriors.dirichlet_regression import DirichletRegression as DirichletRegression
 from jacana.posteriors.function_space import FunctionSpace as FunctionSpace
 from jacana.posteriors.iterated import System as System

@@ -46,7 +46,7 @@ class SDD(Iterative):
     where the kernel is large, and slowly where it is small: choose it for more data than :class:`CG` can pass over
     many times, at loose tolerances. β follows from the largest eigenvalue of some A_BB unless it is given.
 
-    Cost: 4 n·k + 2 p·k numbers; an epoch is one product with A.
+    Cost: 6 n·k + 2 p·k numbers; an epoch is one product with A, and a step adds to α and v of all rows.
 
     Args:
         rtol: tolerance of ‖B − A X‖ / ‖B‖.

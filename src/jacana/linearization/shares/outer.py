@@ -157,6 +157,10 @@ class Outer(Share):
         return found if self.bias is None else found | {self.bias: cotangents.sum(0)}
 
     def pull(self, cotangents: Float[Tensor, "nc k"]) -> dict[int, Float[Tensor, "q k"]]:
+        if self._forms(cotangents.shape[1]):
+            pieces = [self.formed_rows(start, stop).T @ cotangents for start, stop in self._chunks(self.n)]
+            found = {self.weight: torch.cat(pieces)} if self.weight is not None else {}
+            return found if self.bias is None else found | {self.bias: self.dense(self.bias).T @ cotangents}
         inputs, own = self.activations.to(self.dtype), self.cotangents.to(self.dtype)
         weights, biases = [], []
         for column in cotangents.unbind(1):
@@ -172,9 +176,15 @@ class Outer(Share):
         return pulled
 
     def push(self, tangents: Mapping[int, Float[Tensor, "q k"]]) -> Float[Tensor, "nc k"]:
-        inputs, own = self.activations.to(self.dtype), self.cotangents.to(self.dtype)
         a, g = self._widths
         k = next(iter(tangents.values())).shape[1]
+        if self.weight is not None and self._forms(k):
+            rows = tangents[self.weight].view(g, a, k)
+            product = torch.zeros(self.n * self.c, k, dtype=self.dtype, device=rows.device)
+            for start, stop in self._chunks(self.n):
+                product.addmm_(self.formed_rows(start, stop), rows[start:stop].flatten(0, 1))
+            return product if self.bias is None else product.addmm_(self.dense(self.bias), tangents[self.bias])
+        inputs, own = self.activations.to(self.dtype), self.cotangents.to(self.dtype)
         columns = []
         for j in range(k):
             change = 0.0 if self.weight is None else inputs @ tangents[self.weight][:, j].view(g, a).T
@@ -199,6 +209,12 @@ class Outer(Share):
             for i in range(0, self.n, size)
         ]
         return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).view(self.n * self.c, -1)
+
+    def _forms(self, k: int) -> bool:
+        """Whether k columns are multiplied with the weight's gradients, rather than position by position."""
+        (a, g), rows = self._widths, self.n * self.c
+        by_position = self.n * self.positions * (a * g + self.c * g) * k
+        return self.weight is not None and self.n * self.positions * self.c * a * g + rows * a * g * k < by_position
 
     def _chunks(self, examples: int) -> list[tuple[int, int]]:
         """The weight's rows in chunks whose gradients fit in the work space."""

@@ -17,7 +17,8 @@ from jacana.operators import Estimate, standard_normal
 from jacana.posteriors.conditioned import Conditioned, Explained
 from jacana.posteriors.joseph import EPS, TRUSTED
 from jacana.posteriors.observations import Observations
-from jacana.posteriors.sides.side import Precision, Side
+from jacana.posteriors.sides.compressed import Compressed
+from jacana.posteriors.sides.side import Precision, Side, Spread
 from jacana.solvers import Cholesky, Factor
 
 __all__ = ["KernelSide"]
@@ -118,17 +119,23 @@ class _KernelPrecision(Precision):
 
     def __init__(self, side: KernelSide, root: Float64[Tensor, "n c r"]) -> None:
         self._side, self._root = side, root
-        n, c, r = root.shape
-        half = (root.mT @ side.kernel.view(n, c, n * c)).view(n * r, n, c)
-        system = torch.einsum("amc,mcr->amr", half, root).reshape(n * r, n * r)
-        system.diagonal().add_(1.0)
         try:
-            self._factor: Factor = Cholesky().factor(system)
+            self._factor: Factor = Cholesky().factor(self._system())
         except NotPositiveDefinite as error:
             raise NotPositiveDefinite(
                 f"prior_std: {error} So wide a prior, next to so many examples, is lost in rounding on the side of the "
                 "data; take a smaller prior_std, or the side of the parameters: Laplace(WeightSpace())."
             ) from error
+
+    def _system(self) -> Float64[Tensor, "nr nr"]:
+        n, c, r = self._root.shape
+        half = (self._root.mT @ self._side.kernel.view(n, c, n * c)).view(n * r, n, c)
+        system = torch.einsum("amc,mcr->amr", half, self._root).reshape(n * r, n * r)
+        system.diagonal().add_(1.0)
+        return system
+
+    def within(self, rtol: float) -> Spread:
+        return Compressed(self, self._side.observations, self._root, self._system, rtol) if rtol > 0.0 else self
 
     def solve(self, u: Float64[Tensor, " nc"]) -> Float64[Tensor, " nc"]:
         seen = self._seen((self._side.kernel @ u).unsqueeze(1))

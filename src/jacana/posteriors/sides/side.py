@@ -108,3 +108,7 @@ class Precision(Spread):
     @abstractmethod
     def freedom(self) -> Float64[Tensor, " l"]:
         """The parameters that the data determine, tr F (S⁻¹ + F)⁻¹, of each group with one scale."""
+
+    def within(self, rtol: float) -> Spread:  # noqa: ARG002 - it may be exact
+        """This, or one that costs less for many others and is larger by no more than ``rtol`` of the prior."""
+        return self
