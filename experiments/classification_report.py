@@ -61,7 +61,7 @@ def summary(rows: Rows) -> dict[str, Any]:
     table, paired = [], []
     for labels, method in _cells(rows):
         own = _of(rows, labels, method)
-        values = {name: [row[name] for row in own] for name in (*FIGURES, *OTHER_SCORES)}
+        values = {name: [row.get(name, np.nan) for row in own] for name in (*FIGURES, *OTHER_SCORES)}
         summaries = {name: metrics.mean_and_standard_error(some)._asdict() for name, some in values.items()}
         table.append({"labels": labels, "method": method, **summaries})
         other = {row["seed"]: row for row in _of(rows, labels, AGAINST)}
@@ -70,7 +70,7 @@ def summary(rows: Rows) -> dict[str, Any]:
             continue
         differences = {
             name: metrics.paired_difference(
-                [row[name] for row in shared], [other[row["seed"]][name] for row in shared]
+                [row.get(name, np.nan) for row in shared], [other[row["seed"]][name] for row in shared]
             )._asdict()
             for name in FIGURES
         }
@@ -176,7 +176,9 @@ def _of(rows: Rows, labels: int, method: str) -> Rows:
 
 
 def _plus_minus(found: dict[str, Any], sign: str = "") -> str:
-    """Mean ± standard error; a single seed has none, which a record says as null."""
+    """Mean ± standard error; a single seed has none, which a record says as null, as it does of what is not there."""
+    if found["mean"] is None or found["mean"] != found["mean"]:
+        return "–"
     error = found["standard_error"]
     known = error is not None and error == error
     return f"{found['mean']:{sign}.3f}" + (f" ± {error:.3f}" if known else "")

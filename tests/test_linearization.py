@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import jacana
+from jacana.linearization import pull, push
 from tests import oracles, zoo
 
 DOUBLE, SINGLE = torch.float64, torch.float32
@@ -480,3 +481,19 @@ def test_products_draw_nothing_from_the_global_generators(generators_untouched):
         x = case.x(N)
         p = sum(q.numel() for q in net.parameters())
         lin(x), lin.jvp(x, torch.ones(p, dtype=DOUBLE)), lin.jacobian(x)
+
+
+@pytest.mark.parametrize("k", [1, 40])
+def test_products_with_few_and_many_columns_are_those_of_the_jacobian(k):
+    """Position by position, or with gradients that are formed first: whichever counts fewer operations."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 5, 3), nn.Tanh(), nn.Conv2d(5, 4, 3, bias=False), nn.Flatten(), nn.Linear(64, 3))
+    lin = jacana.linearize(net.double())
+    x = lin.examples(torch.randn(6, 2, 8, 8, dtype=torch.float64))
+    jacobian = lin.jacobian(x)
+    tangents = torch.randn(lin.n_parameters, k, dtype=torch.float64)
+    cotangents = torch.randn(18, k, dtype=torch.float64)
+    torch.testing.assert_close(push(lin, x, tangents), jacobian @ tangents, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(pull(lin, x, cotangents), jacobian.T @ cotangents, rtol=1e-10, atol=1e-10)
+    formed = torch.cat([block.formed().push(tangents, lin.network.sizes) for block in lin.blocks(x)])
+    torch.testing.assert_close(formed, jacobian @ tangents, rtol=1e-10, atol=1e-10)

@@ -244,10 +244,11 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         prior = "shared" if self.prior_std is None else self.prior_std
         words: dict[str, Any] = {"prior_std": prior, "temperature": self.temperature, "likelihood": labels.likelihood}
         if self.criterion == "leave-one-out":
-            power = 1.0 if isinstance(method, LabelRegression) else None  # these have a noise of their own
-            found = [left_out(gp, examples, labels.targets, power=power, **words) for gp in models]
-            best = max(found, key=lambda one: one.score)
-            return best.condition(examples, labels.targets, method)
+            words["power"] = 1.0 if isinstance(method, LabelRegression) else None  # these have a noise of their own
+            if len(models) > 1:  # which mean is seen with one scale for all layers
+                rough = words | {"power": None} | ({"prior_std": "shared"} if prior == "layers" else {})
+                models = [max(models, key=lambda gp: left_out(gp, examples, labels.targets, **rough).score)]
+            return left_out(models[0], examples, labels.targets, **words).condition(examples, labels.targets, method)
         learned = [maximize_evidence(gp, examples, labels.targets, **words) for gp in models]
         posteriors = [
             gp.condition(examples, labels.targets, likelihood=likelihood, method=method) for gp, likelihood in learned

@@ -17,6 +17,9 @@ from jacana.posteriors.sides import Side
 __all__ = ["approximate"]
 
 _GRID = (0.1, 0.3, 1.0, 3.0, 10.0)
+_ENOUGH = 0.01
+"""Nats that a step may still gain: a scale that hardly matters need not be found to many digits."""
+
 _FAILED = 1e300
 
 
@@ -47,7 +50,15 @@ def approximate(observations: Observations, asked: Asked, *, progress: bool) -> 
     ranked = sorted([*grid, surface.clipped(surface.given)], key=lambda point: objective(point)[0])
     best, where = _FAILED, surface.given
     for start in ranked[:2]:
-        found = minimize(objective, start, jac=True, bounds=surface.bounds, method="L-BFGS-B", options={"maxiter": 60})
+        enough = _ENOUGH / max(1.0, abs(objective(start)[0]))
+        found = minimize(
+            objective,
+            start,
+            jac=True,
+            bounds=surface.bounds,
+            method="L-BFGS-B",
+            options={"maxiter": 60, "ftol": enough},
+        )
         if found.fun < best:
             best, where = float(found.fun), found.x
     if best >= _FAILED:

@@ -188,6 +188,6 @@ def _search(surface: Surface) -> tuple[Vector, float]:
     simplex = np.vstack([best, *(surface.clipped(best + 0.3 * unit) for unit in np.eye(len(best)))])
     found = minimize(
         objective, best, method="Nelder-Mead",
-        options={"initial_simplex": simplex, "xatol": 0.02, "fatol": 1e-3, "maxfev": 25 * len(best)},
+        options={"initial_simplex": simplex, "xatol": 0.05, "fatol": 0.01, "maxfev": 25 * len(best)},
     )  # fmt: skip
     return surface.clipped(found.x), -float(found.fun)

@@ -21,6 +21,9 @@ __all__ = ["Asked", "Surface", "Vector"]
 _LARGEST = 3_000
 """Function values, or parameters, of which a curvature is factorised a hundred times in a minute or a few."""
 
+_WIDER = 3
+"""A side of the data so many times as large as that of the parameters is still factorised in less time."""
+
 _SCALE_RANGE = (1e-5, 1e3)
 """Of the prior's standard deviation of a logit."""
 
@@ -139,9 +142,9 @@ class Surface:
 
 
 def _side(observations: Observations, asked: Asked, *, progress: bool) -> tuple[KernelSide | WeightSide, Tensor]:
-    """The smaller side, and the root of K's mean diagonal, by layer if asked for."""
+    """The side of less work, and the root of K's mean diagonal, by layer if asked for."""
     rows, p = observations.n * observations.c, observations.model.lin.n_parameters
-    if rows <= p or not fits(6 * 8 * p * p, observations.model.lin.device):
+    if rows <= p or rows <= min(_WIDER * p, _LARGEST) or not fits(6 * 8 * p * p, observations.model.lin.device):
         kernel = KernelSide.of(observations, layers=asked.by_layer, progress=progress)
         return kernel, kernel.sizes
     weights = WeightSide(observations, layers=asked.by_layer)

@@ -74,6 +74,11 @@ class Features:
         return Features(self.n, weights.shape[2], [share.mixed(weights) for share in self.shares])
 
     @_exact
+    def formed(self) -> Features:
+        """The same with gradients formed where operations have many positions: for several products with them."""
+        return Features(self.n, self.c, [one for share in self.shares for one in share.formed()])
+
+    @_exact
     def squares(self) -> Float[Tensor, " p"]:
         """Σ over the rows of the squared entries."""
         found: dict[int, Tensor] = {}

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jacana.linearization.shares.formed import Formed
 from jacana.linearization.shares.share import ELEMENTWISE, WORK_BYTES, Share, add_factored, add_product, within_work
 
 __all__ = ["Outer"]
@@ -192,6 +193,11 @@ class Outer(Share):
                 change = change + tangents[self.bias][:, j].expand(self.n, self.positions, g)
             columns.append(torch.einsum("nctg,ntg->nc", own, change).flatten())
         return torch.stack(columns, 1) if columns else inputs.new_zeros(self.n * self.c, 0)
+
+    def formed(self) -> Sequence[Share]:
+        if self.positions == 1:
+            return [self]
+        return [Formed(place, self.dense(place).view(self.n, self.c, -1), self.dtype) for place in self.places]
 
     def held(self) -> tuple[Tensor, ...]:
         return (self.activations, self.cotangents)

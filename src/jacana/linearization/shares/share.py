@@ -99,6 +99,10 @@ class Share(ABC):
     def push(self, tangents: Mapping[int, Float[Tensor, "q k"]]) -> Float[Tensor, "nc k"]:
         """Σ_θ J_θ V_θ."""
 
+    def formed(self) -> Sequence[Share]:
+        """The same with its gradients formed, once for whatever follows, where an operation has many positions."""
+        return [self]
+
     @abstractmethod
     def held(self) -> tuple[Tensor, ...]:
         """The tensors that it holds."""

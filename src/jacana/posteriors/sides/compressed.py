@@ -93,7 +93,8 @@ class Compressed(Spread):
             return self._exact.blocks(x)
         model, parts = self._observations.model, []
         lin, doubtful = model.lin, []
-        for block in lin.blocks(x, dtype=lin.dtype):
+        for features in lin.blocks(x, dtype=lin.dtype):
+            block = features.formed()
             prior = block.blocks(model.prior.variances).to(torch.float64)
             half = block.push(self.directions, lin.network.sizes).to(torch.float64).view(block.n, block.c, -1)
             covariance = prior - half @ half.mT
