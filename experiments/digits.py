@@ -9,8 +9,7 @@ from the same source network and the same hundred labels:
 * *fine-tuning*: all parameters by Adam on the cross-entropy, rate and steps by five-fold cross-validation; beside it
   the best of the same grid on the test set, which nobody can choose honestly;
 * *Jacana*: ``jacana.NTKClassifier(net, mean="auto", prior_std="layers")``, a Laplace approximation with the network's
-  tangent kernel. Its mean (zero, or what the network says), scales and temperature are learned from the hundred labels;
-  beside it the same with ``method="one-hot"``, regression on numbers that stand for the labels.
+  tangent kernel. Its mean (zero, or what the network says), scales and temperature are learned from the hundred labels.
 
 Jacana's probabilities are its own. Those of the other methods are a softmax over one temperature, the one with the
 smallest negative log-likelihood on predictions of the *target labels* that the method made without them, which are
@@ -39,7 +38,7 @@ import jacana
 from experiments import plots
 from experiments.baselines import fine_tune, fine_tune_grid
 from experiments.command import parse, record
-from experiments.digits_report import BEST_OF_GRID, ONE_HOT, Outcome, Run, draw, show, summary
+from experiments.digits_report import BEST_OF_GRID, Outcome, Run, draw, show, summary
 from experiments.metrics import accuracy, ece, nll
 from experiments.parallel import each
 
@@ -54,7 +53,6 @@ SETTINGS: dict[str, Any] = {
     "weight_decay": 1e-4,
     "source_batch_size": 50,
     "jacana": {"mean": "auto", "prior_std": "layers"},
-    "one_hot": {"mean": "auto", "prior_std": "layers", "method": "one-hot"},
     "last_layer": {"mean": "auto", "parameters": "head"},
     "fine_tuning_rates": (1e-3, 3e-3, 1e-2),
     "fine_tuning_steps": (0, 25, 50, 100, 200, 400),
@@ -234,7 +232,6 @@ def run_seed(seed: int, tick: Tick) -> Run:
     tick()
     outcomes["last layer"] = classifier(net, task, **SETTINGS["last_layer"])
     outcomes["Jacana"] = classifier(net, task, **SETTINGS["jacana"])
-    outcomes[ONE_HOT] = classifier(net, task, **SETTINGS["one_hot"])
     tick()
     outcomes["fine-tuning"], outcomes[BEST_OF_GRID] = fine_tuning(net, task, seed, tick)
     tick()

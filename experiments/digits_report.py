@@ -12,12 +12,11 @@ from matplotlib.axes import Axes
 from experiments import plots
 from experiments.metrics import mean_and_standard_error, paired_difference
 
-__all__ = ["BEST_OF_GRID", "METHODS", "ONE_HOT", "Outcome", "Run", "draw", "markdown", "reliability", "show", "summary"]
+__all__ = ["BEST_OF_GRID", "METHODS", "Outcome", "Run", "draw", "markdown", "reliability", "show", "summary"]
 
 BEST_OF_GRID = "best of its grid on the test set"
-ONE_HOT = "Jacana, one-hot regression"
 METHODS = ("no adaptation", "last layer", "fine-tuning", "Jacana")
-ROWS = ("no adaptation", "last layer", "fine-tuning", BEST_OF_GRID, "Jacana", ONE_HOT)
+ROWS = ("no adaptation", "last layer", "fine-tuning", BEST_OF_GRID, "Jacana")
 
 WRONG = "#C2185B"
 
@@ -86,7 +85,7 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
                 [run.outcomes["Jacana"].accuracy for run in runs], [run.outcomes[name].accuracy for run in runs]
             )._asdict()
             for name in ROWS
-            if name not in ("Jacana", ONE_HOT)
+            if name != "Jacana"
         },
         "reliability": {name: reliability(runs, name) for name in METHODS},
         "seeds": {str(run.seed): {name: run.outcomes[name].figures() for name in ROWS} for run in runs},

@@ -51,6 +51,9 @@ _METHODS: dict[str, Method] = {
 }
 
 
+_FEW = 600
+"""Function values by which the better mean is told."""
+
 _CRITERIA = ("leave-one-out", "evidence")
 _MEANS = {"network": ("network",), "zero": ("zero",), "auto": ("network", "zero")}
 
@@ -72,7 +75,7 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         criterion: what scale and temperature are learned by: ``"leave-one-out"``, :func:`maximize_leave_one_out`, or
             ``"evidence"``, :func:`maximize_evidence`.
         mean: ``"network"`` starts from what the network says, ``"zero"`` from nothing; ``"auto"`` from what the
-            criterion prefers, for twice the work of learning.
+            criterion prefers, told by some of the labels.
         method: None or ``"auto"`` takes ``Laplace(rtol=1e-3)``, on the side that is cheaper, with latent variances that
             are up to a thousandth of the prior's too large; ``"laplace"`` is exact; ``"map"``, ``"variational"``,
             ``"dirichlet"``, ``"one-hot"``, ``"last-layer"``; or an object with options.
@@ -245,8 +248,8 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         words: dict[str, Any] = {"prior_std": prior, "temperature": self.temperature, "likelihood": labels.likelihood}
         if self.criterion == "leave-one-out":
             words["power"] = 1.0 if isinstance(method, LabelRegression) else None  # these have a noise of their own
-            if len(models) > 1:  # which mean is seen with one scale for all layers
-                rough = words | {"power": None} | ({"prior_std": "shared"} if prior == "layers" else {})
+            if len(models) > 1:  # which mean is better is seen by few labels, and one scale for all layers
+                rough = words | {"power": None, "most": _FEW} | ({"prior_std": "shared"} if prior == "layers" else {})
                 models = [max(models, key=lambda gp: left_out(gp, examples, labels.targets, **rough).score)]
             return left_out(models[0], examples, labels.targets, **words).condition(examples, labels.targets, method)
         learned = [maximize_evidence(gp, examples, labels.targets, **words) for gp in models]

@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from jacana.errors import InvalidOption, NotPositiveDefinite
 from jacana.evidence.approximate import approximate
 from jacana.evidence.scaled import asked_for, scaled, with_temperature
-from jacana.evidence.surface import Asked, Surface, Vector
+from jacana.evidence.surface import LARGEST, Asked, Surface, Vector
 from jacana.likelihoods import Likelihood, Tempered
 from jacana.networks import Data
 from jacana.posteriors import (
@@ -132,9 +132,17 @@ class LeftOut:
 
 
 def left_out(
-    gp: TangentGP, x: Data, y: Any, *, likelihood: Likelihood, prior_std: Any, temperature: Any, power: Any
+    gp: TangentGP,
+    x: Data,
+    y: Any,
+    *,
+    likelihood: Likelihood,
+    prior_std: Any,
+    temperature: Any,
+    power: Any,
+    most: int = LARGEST,
 ) -> LeftOut:
-    """:func:`maximize_leave_one_out`, with the score."""
+    """:func:`maximize_leave_one_out` on at most so many function values, with the score."""
     if not isinstance(gp, TangentGP):
         raise InvalidOption(f"gp: got {type(gp).__name__}; expected jacana.TangentGP(net).")
     if not isinstance(likelihood, Likelihood):
@@ -150,7 +158,7 @@ def left_out(
             base = scaled(base, scales, layers=True)
             observations = replace(observations, model=base.model)
         shared = Asked(asked.scales, by_layer=False, temperature=asked.temperature, power=learns)
-        surface = Surface(observations, shared, progress=gp.progress)
+        surface = Surface(observations, shared, most=most, progress=gp.progress)
         point, score = _search(surface)
         scales, found = surface.learned(point, len(base.linearization.layers))
         base = scaled(base, scales, layers=False) if asked.scales else base

@@ -16,9 +16,9 @@ from jacana.linearization import Prior, fits
 from jacana.posteriors import Mode, Model, Observations, mode_of
 from jacana.posteriors.sides import KernelSide, Side, WeightSide
 
-__all__ = ["Asked", "Surface", "Vector"]
+__all__ = ["LARGEST", "Asked", "Surface", "Vector"]
 
-_LARGEST = 3_000
+LARGEST = 3_000
 """Function values, or parameters, of which a curvature is factorised a hundred times in a minute or a few."""
 
 _WIDER = 3
@@ -47,8 +47,8 @@ class Asked:
 class Surface:
     """The prior at each point: logarithms of factors on the scales, then of 1 / T, then of the power of p(y | f).
 
-    With more than 3,000 function values and parameters a subset of the examples, drawn at random, is taken: a prior is
-    not of the data.
+    With more than ``most`` function values and parameters a subset of the examples, drawn at random, is taken: a prior
+    is not of the data.
 
     Attributes:
         bounds: of each coordinate.
@@ -56,9 +56,9 @@ class Surface:
         typical: the logarithm of the standard deviation of a logit that each scale gives.
     """
 
-    def __init__(self, observations: Observations, asked: Asked, *, progress: bool) -> None:
+    def __init__(self, observations: Observations, asked: Asked, *, most: int = LARGEST, progress: bool) -> None:
         everything = observations
-        observations = _some(everything)
+        observations = _some(everything, most)
         self._subset = observations is not everything
         self.asked, self._temperature = asked, observations.model.temperature
         self.logits = observations.offset * self._temperature
@@ -144,19 +144,18 @@ class Surface:
 def _side(observations: Observations, asked: Asked, *, progress: bool) -> tuple[KernelSide | WeightSide, Tensor]:
     """The side of less work, and the root of K's mean diagonal, by layer if asked for."""
     rows, p = observations.n * observations.c, observations.model.lin.n_parameters
-    if rows <= p or rows <= min(_WIDER * p, _LARGEST) or not fits(6 * 8 * p * p, observations.model.lin.device):
+    if rows <= p or rows <= min(_WIDER * p, LARGEST) or not fits(6 * 8 * p * p, observations.model.lin.device):
         kernel = KernelSide.of(observations, layers=asked.by_layer, progress=progress)
         return kernel, kernel.sizes
     weights = WeightSide(observations, layers=asked.by_layer)
     return weights, weights.sizes
 
 
-def _some(observations: Observations) -> Observations:
-    """All, or as many as a side can be factorised often for."""
-    n, c = observations.n, observations.c
-    most = max(1, _LARGEST // c)
-    if n <= most or observations.model.lin.n_parameters <= _LARGEST:
+def _some(observations: Observations, most: int) -> Observations:
+    """All, or as many as a side of that size can be factorised for."""
+    n, count = observations.n, max(1, most // observations.c)
+    if n <= count or observations.model.lin.n_parameters <= most:
         return observations
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:most]
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:count]
     index = order.sort().values
     return observations.some(index, observations.x.some(index))
