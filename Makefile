@@ -39,7 +39,7 @@ bench-products: $(STAMP)  ## Fisher products against a training step, finite dif
 bench-posterior: $(STAMP)  ## posteriors of 300 to 100,000 examples and up to 75 million parameters: half an hour
 	@$(BIN)/python -m benchmarks.posterior --threads 2 --out $(OUT)/bench
 
-bench-methods: $(STAMP)  ## every way to a posterior against the factorised one, scales for 50,000 examples, more data
+bench-methods: $(STAMP)  ## every way to a posterior against the factorised one, more data
 	@$(BIN)/python -m benchmarks.methods --threads 2 --out $(OUT)/bench
 
 clean:  ## remove the environment, the caches and what runs wrote

@@ -1,6 +1,6 @@
 """Every way to a posterior against the factorised one, scales by the fixed point, more data, and many images.
 
-    python -m benchmarks.methods --out DIR [--quick] [--threads N] [--images N] [--only CASE]
+    python -m benchmarks.methods --out DIR [--quick] [--threads N] [--images N] [--scales]
 
 The perceptron and the data are those of Maddox et al. 2021 (arXiv 2103.01439), appendix; the images are CIFAR-10's, in
 JACANA_DATA. Each case is one run in a process of its own.
@@ -23,7 +23,7 @@ from tqdm import tqdm
 import jacana
 from benchmarks.apart import ROOT, apart, data, noise, perceptron, seconds, show
 from experiments import pictures
-from experiments.command import parse, read, record
+from experiments.command import parse, record
 from experiments.resnet import trained
 
 __all__ = ["main"]
@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--threads", type=int, default=1)
     own.add_argument("--case", nargs="+")
-    own.add_argument("--only", choices=list(CASES), help="time these cases again, and keep the others of the record")
+    own.add_argument("--scales", action="store_true", help="scales without a factorisation, and nothing else: an hour")
     own.add_argument("--images", type=int, default=0, help="ResNet-20 on so many images, and nothing else: an hour")
     options, rest = own.parse_known_args(argv)
     torch.set_num_threads(options.threads)
@@ -149,19 +149,19 @@ def main(argv: list[str] | None = None) -> None:
     if options.case:
         show(CASES, options.case)
         return
-    name = "images" if options.images else "methods"
+    name = "images" if options.images else "scales" if options.scales else "methods"
     asked = parse(name, "Ways to a posterior against the factorised one.", seeds=1, argv=rest)
     start = time.perf_counter()
     n, most = (600, 600) if asked.quick else (5_000, 50_000)
     wanted: list[tuple[str, tuple[Any, ...]]] = [("ways", (n, way, ratio)) for ratio in (1e-1, 1e-2) for way in WAYS]
     wanted += [("online", (method, rtol)) for method in ("FunctionSpace", "Pathwise") for rtol in (1e-3, 1e-4)]
-    wanted += [("evidence", (each,)) for each in sorted({n, most})]
-    wanted = [("classified", (options.images,))] if options.images else wanted
+    apart_from_these = {
+        "images": [("classified", (options.images,))],
+        "scales": [("evidence", (each,)) for each in sorted({n, most})],
+    }
+    wanted = apart_from_these.get(name, wanted)
     results: dict[str, list[dict[str, Any]]] = {}
     settings, path = {"threads": options.threads, "new": NEW}, asked.path(".json")
-    if options.only and path.is_file():
-        results = {case: rows for case, rows in read(path)["results"].items() if case != options.only}
-        wanted = [(case, words) for case, words in wanted if case == options.only]
     for case, words in tqdm(wanted, desc=name, disable=not asked.progress):
         results.setdefault(case, []).append(apart("benchmarks.methods", options.threads, case, *words))
         print(case, json.dumps(results[case][-1]), flush=True)

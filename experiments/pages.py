@@ -326,7 +326,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "posterior-steps": ("posterior", posterior_steps),
     "posterior-defaults": ("posterior", posterior_defaults),
     "method-ways": ("methods", method_ways),
-    "method-evidence": ("methods", method_evidence),
+    "method-evidence": ("scales", method_evidence),
     "method-online": ("methods", method_online),
     "malaria-cameroon": ("malaria", lambda results: maps(results, "CMR")),
     **dict(classification_report.tables()),

@@ -102,7 +102,18 @@ def test_the_mean_that_labels_prefer(criterion, order, mean):
 
 
 @pytest.mark.parametrize(
-    "method", ["auto", "laplace", "map", "variational", "dirichlet", "one-hot", "last-layer", jacana.Laplace()]
+    "method",
+    [
+        "auto",
+        "laplace",
+        "map",
+        "variational",
+        "dirichlet",
+        "one-hot",
+        "last-layer",
+        jacana.Laplace(),
+        jacana.StochasticMAP(),
+    ],
 )
 def test_every_method_by_its_word(method):
     X, y = data()

@@ -57,6 +57,7 @@ from jacana.posteriors import NystromFeatures as NystromFeatures
 from jacana.posteriors import OneHotRegression as OneHotRegression
 from jacana.posteriors import Pathwise as Pathwise
 from jacana.posteriors import Posterior as Posterior
+from jacana.posteriors import StochasticMAP as StochasticMAP
 from jacana.posteriors import TangentGP as TangentGP
 from jacana.posteriors import Variational as Variational
 from jacana.posteriors import WeightSpace as WeightSpace
@@ -108,6 +109,7 @@ __all__ = [
     "Probit",
     "Similarity",
     "Solution",
+    "StochasticMAP",
     "TangentGP",
     "Tempered",
     "Variational",

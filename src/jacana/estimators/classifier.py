@@ -30,6 +30,7 @@ from jacana.posteriors import (
     Method,
     OneHotRegression,
     Posterior,
+    StochasticMAP,
     TangentGP,
     Variational,
 )
@@ -190,11 +191,16 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         self.classes_, self._multilabel = labels.classes, labels.multilabel
         self.posterior_ = posterior
-        self.method_, self.method_reason_ = posterior.method, posterior.reason
+        self.method_ = posterior.method
+        self.method_reason_ = (
+            "the default" if method is _DEFAULT and posterior.reason == "as asked" else posterior.reason
+        )
         model = posterior.observations.model
         self.prior_std_, self.temperature_ = model.prior.given, model.temperature
         self.mean_ = "zero" if model.zero_mean else "network"
-        self.log_marginal_likelihood_value_ = None if isinstance(posterior.method, MAP) else posterior.log_evidence
+        self.log_marginal_likelihood_value_ = (
+            None if isinstance(posterior.method, MAP | StochasticMAP) else posterior.log_evidence
+        )
         likelihood = posterior.likelihood
         self.power_ = float(likelihood.power) if isinstance(likelihood, Tempered) else 1.0
         remember_columns(self, X)

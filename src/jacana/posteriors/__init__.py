@@ -3,7 +3,6 @@
 from jacana.posteriors import families as families
 from jacana.posteriors.cavity import Cavity as Cavity
 from jacana.posteriors.cavity import cavity_of as cavity_of
-from jacana.posteriors.choice import choose as choose
 from jacana.posteriors.dirichlet_regression import DirichletRegression as DirichletRegression
 from jacana.posteriors.function_space import FunctionSpace as FunctionSpace
 from jacana.posteriors.iterated import System as System
@@ -22,6 +21,7 @@ from jacana.posteriors.observations import observe as observe
 from jacana.posteriors.one_hot_regression import OneHotRegression as OneHotRegression
 from jacana.posteriors.pathwise import Pathwise as Pathwise
 from jacana.posteriors.posterior import Posterior as Posterior
+from jacana.posteriors.stochastic_map import StochasticMAP as StochasticMAP
 from jacana.posteriors.tangent_gp import TangentGP as TangentGP
 from jacana.posteriors.variational import Variational as Variational
 from jacana.posteriors.weight_space import WeightSpace as WeightSpace

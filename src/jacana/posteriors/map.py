@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NoReturn, final
+from typing import ClassVar, final
 
-import torch
-from jaxtyping import Float64
-from torch import Tensor
-
-from jacana.errors import InvalidOption
-from jacana.networks import Examples
 from jacana.posteriors.at_mode import AtMode, ModeState
 from jacana.posteriors.method import State
 from jacana.posteriors.mode import Mode
+from jacana.posteriors.point import PointState
 from jacana.posteriors.sides import Side
 
 __all__ = ["MAP"]
@@ -57,27 +52,7 @@ class MAP(AtMode):
 
 
 @final
-class _MAPState(ModeState):
+class _MAPState(PointState, ModeState):
     """A point."""
 
-    @property
-    def log_evidence(self) -> float:
-        self._refuse("evidence")
-
-    def variance(self, x: Examples) -> Float64[Tensor, "m c"]:  # noqa: ARG002 - of the base
-        self._refuse("variance")
-
-    def covariance(self, x: Examples) -> Float64[Tensor, "mc mc"]:  # noqa: ARG002 - of the base
-        self._refuse("covariance")
-
-    def sample_weights(self, n: int, generator: torch.Generator | None) -> Float64[Tensor, "p n"]:  # noqa: ARG002
-        self._refuse("samples")
-
-    def blocks(self, x: Examples) -> Float64[Tensor, "m c c"]:
-        """Zeros: what is averaged over is the mode."""
-        c = self.observations.c
-        return torch.zeros(len(x), c, c, dtype=torch.float64, device=self.mode.f.device)
-
-    @staticmethod
-    def _refuse(what: str) -> NoReturn:
-        raise InvalidOption(f"method: MAP() is a point and has no {what}; condition with method=jacana.Laplace().")
+    name: ClassVar[str] = "MAP()"
