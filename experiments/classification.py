@@ -18,8 +18,8 @@ test images are the file's own part "val". Compared are
 Figures: accuracy; negative log-likelihood and Brier score; expected calibration error, and what of it is beyond that of
 a calibrated model with the same probabilities; how well images of no class are told from the test images, by the
 area under the ROC curve: photographs of two other classes, and handwritten digits. The score is the entropy of the
-softmax, for Jacana and laplace-torch the mutual information (that of the entropy is on record, too). Seconds are CPU
-seconds of all threads, of fitting, every choice included.
+probabilities; that of the mutual information, for Jacana and laplace-torch, is on record too. Seconds are CPU seconds
+of all threads, of fitting, every choice included.
 
     python -m experiments.classification --data DIR [--out DIR] [--labels 5 20] [--methods jacana fine-tuning]
         [--seeds N] [--workers N] [--threads N] [--quick]

@@ -77,7 +77,6 @@ CALLS = {
         jacana.TangentGP(it.lin), it.x, it.y, prior_std="layers", noise_std="outputs"
     ),
     "Laplace": lambda it: classified(it).predict(it.x_new).probabilities(),
-    "Variational": lambda it: classified(it, jacana.Variational()).predict(it.x_new).sample(2, generator=generator()),
     "relinearize": lambda it: jacana.TangentGP(it.lin).relinearize(classified(it)).predict(it.x_new).mean,
     "NTKClassifier.fit": lambda it: (
         jacana.NTKClassifier(
@@ -143,15 +142,18 @@ def parts(x):
     return [x] if isinstance(x, torch.Tensor) else list(x.values())
 
 
-@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-@pytest.mark.parametrize("name", NETWORKS)
+PAIRS = [(name, call) for i, name in enumerate(NETWORKS) for j, call in enumerate(CALLS) if (i + j) % 3 == 0]
+"""Every call with two or three of the networks, every network with a third of the calls."""
+
+
+@pytest.mark.parametrize(("name", "call"), PAIRS)
 def test_every_public_call_leaves_everything_as_it_was(name, call):
     it = Used(name)
     snapshot = oracles.Snapshot(it.net)
     data = [(tensor, tensor.clone(), tensor._version) for tensor in [*parts(it.x), *parts(it.x_new), it.y, it.u, it.v]]
     state = generators()
     turned = switches()
-    call(it)
+    CALLS[call](it)
     snapshot.assert_unchanged()
     for tensor, before, version in data:
         assert torch.equal(tensor, before)

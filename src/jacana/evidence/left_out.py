@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from jacana.errors import InvalidOption, NotPositiveDefinite
 from jacana.evidence.approximate import approximate
 from jacana.evidence.scaled import asked_for, scaled, with_temperature
-from jacana.evidence.surface import LARGEST, Asked, Surface, Vector
+from jacana.evidence.surface import Asked, Surface, Vector
 from jacana.likelihoods import Likelihood, Tempered
 from jacana.networks import Data
 from jacana.posteriors import (
@@ -138,9 +138,9 @@ def left_out(
     prior_std: Any,
     temperature: Any,
     power: Any,
-    most: int = LARGEST,
+    most: int | None = None,
 ) -> LeftOut:
-    """:func:`maximize_leave_one_out` on at most so many function values, with the score."""
+    """:func:`maximize_leave_one_out` on at most so many function values, by default 3,000, with the score."""
     if not isinstance(gp, TangentGP):
         raise InvalidOption(f"gp: got {type(gp).__name__}; expected jacana.TangentGP(net).")
     if not isinstance(likelihood, Likelihood):

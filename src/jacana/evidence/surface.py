@@ -56,9 +56,9 @@ class Surface:
         typical: the logarithm of the standard deviation of a logit that each scale gives.
     """
 
-    def __init__(self, observations: Observations, asked: Asked, *, most: int = LARGEST, progress: bool) -> None:
+    def __init__(self, observations: Observations, asked: Asked, *, most: int | None = None, progress: bool) -> None:
         everything = observations
-        observations = _some(everything, most)
+        observations = _some(everything, LARGEST if most is None else most)
         self._subset = observations is not everything
         self.asked, self._temperature = asked, observations.model.temperature
         self.logits = observations.offset * self._temperature

@@ -71,6 +71,7 @@ class Pairs:
         # A layer's share alone needs the gradients of its own parameters alone.
         wanted = frozenset(place for place in range(len(lin.names)) if any(row[place] > 0.0 for row in self.variances))
         groups = self._groups(wanted, room)
+        longer = self.x1 if self.x2 is None or len(self.x2) < len(self.x1) else self.x2  # a block holds no more
         found = zeros()
         for group in groups:
             places = wanted.intersection(place for some in group for place in some)
@@ -81,7 +82,7 @@ class Pairs:
             def visit(one: Placed, other: Placed) -> None:
                 add(found, one, other)
 
-            tiles(of, visit, self.x1, self.x2, Room.of(lin, self.x1, group, room), progress=self.progress)
+            tiles(of, visit, self.x1, self.x2, Room.of(lin, longer, group, room), progress=self.progress)
         return found
 
     def _groups(self, wanted: frozenset[int], room: int | None) -> list[list[tuple[int, ...]]]:
