@@ -82,9 +82,9 @@ def test_at_what_was_found_it_is_the_evidence_of_the_posterior():
                 moved = [std * (factor if j == i else 1.0) for j, std in enumerate(stds)]
                 prior = moved[0] if words == "shared" else dict(zip(gp.prior_std, moved, strict=True))
                 other = jacana.TangentGP(net, prior, temperature=gp.temperature)
-                assert other.condition(x, y, likelihood=likelihood).log_evidence < best + 0.01
+                assert other.condition(x, y, likelihood=likelihood).log_evidence < best + 1e-6
             other = jacana.TangentGP(net, gp.prior_std, temperature=gp.temperature * factor)
-            assert other.condition(x, y, likelihood=likelihood).log_evidence < best + 0.01
+            assert other.condition(x, y, likelihood=likelihood).log_evidence < best + 1e-6
 
 
 def test_what_is_given_is_held():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -109,7 +110,7 @@ class LeftOut:
     Attributes:
         gp: the model.
         likelihood: tempered.
-        score: what was maximised, in nats: by it models with other means or networks can be compared.
+        score: what was maximised, in nats: by it models with other means can be compared; NaN where nothing was.
         side: of all examples under the model, with what was computed of them; None where only some were looked at.
     """
 
@@ -150,6 +151,8 @@ def left_out(
         likelihood = likelihood if power == 1.0 else Tempered(likelihood, power)
     learns = power is None and not isinstance(likelihood, Tempered)
     observations = observe(base.model, x, y, likelihood, streams=True)
+    if not (asked.scales or asked.temperature or learns):
+        return LeftOut(base, likelihood, math.nan, None)
     with torch.inference_mode(False):
         if asked.scales and asked.by_layer:
             scales, _ = approximate(observations, asked, progress=gp.progress)
@@ -184,8 +187,6 @@ def _search(surface: Surface) -> tuple[Vector, float]:
         return value if np.isfinite(value) else _FAILED
 
     given = surface.clipped(surface.given)
-    if not len(given):
-        return given, -objective(given)
     temperatures = _TEMPERATURES if surface.asked.temperature else (1.0,)
     sizes = _SIZES if surface.n_scales else (1.0,)
     powers = _POWERS if surface.asked.power else (1.0,)
