@@ -53,8 +53,14 @@ def approximate(observations: Observations, asked: Asked, *, progress: bool) -> 
     ranked = sorted([*grid, surface.clipped(surface.given)], key=lambda point: objective(point)[0])
 
     def climbed(start: Vector, enough: float) -> OptimizeResult:
-        options = {"maxiter": 60, "ftol": enough}
-        return minimize(objective, start, jac=True, bounds=surface.bounds, method="L-BFGS-B", options=options)
+        return minimize(
+            objective,
+            start,
+            jac=True,
+            bounds=surface.bounds,
+            method="L-BFGS-B",
+            options={"maxiter": 60, "ftol": enough},
+        )
 
     rough = [climbed(start, _ENOUGH / max(1.0, abs(objective(start)[0]))) for start in ranked[:2]]
     found = climbed(min(rough, key=lambda one: float(one.fun)).x, _CONVERGED)  # the better of them to the end
