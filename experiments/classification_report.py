@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,31 +61,37 @@ def summary(rows: Rows) -> dict[str, Any]:
     table, paired = [], []
     for labels, method in _cells(rows):
         own = _of(rows, labels, method)
-        values = {name: [row.get(name, np.nan) for row in own] for name in (*FIGURES, *OTHER_SCORES)}
+        values = {name: [row[name] for row in own if name in row] for name in (*FIGURES, *OTHER_SCORES)}
         summaries = {name: metrics.mean_and_standard_error(some)._asdict() for name, some in values.items()}
         table.append({"labels": labels, "method": method, **summaries})
         other = {row["seed"]: row for row in _of(rows, labels, AGAINST)}
-        shared = [row for row in own if row["seed"] in other]
-        if method == AGAINST or not shared:
+        if method == AGAINST or not any(row["seed"] in other for row in own):
             continue
-        differences = {
-            name: metrics.paired_difference(
-                [row.get(name, np.nan) for row in shared], [other[row["seed"]][name] for row in shared]
-            )._asdict()
-            for name in FIGURES
-        }
+        differences = {name: _difference(own, other, name)._asdict() for name in FIGURES}
         paired.append({"labels": labels, "method": method, **differences})
     return {"table": table, "less_fine_tuning": paired}
 
 
-def markdown(results: dict[str, Any], labels: int) -> str:
+def _difference(own: Rows, other: dict[int, dict[str, Any]], name: str) -> metrics.PairedDifference:
+    """Of one figure, over the seeds that both know it of."""
+    pairs = [(row[name], other[row["seed"]][name]) for row in own if name in row and name in other.get(row["seed"], {})]
+    return metrics.paired_difference([one for one, _ in pairs], [two for _, two in pairs])
+
+
+def markdown(results: dict[str, Any], labels: int, figures: Sequence[str] = tuple(FIGURES)) -> str:
     """The table of one number of labels a class as Markdown; what is picked on the test set is in italics."""
     own = [row for row in results["table"] if row["labels"] == labels]
-    lines = [f"| | {' | '.join(FIGURES.values())} | seconds |", f"|---{'|---' * len(FIGURES)}|---|"]
+    lines = [f"| | {' | '.join(FIGURES[name] for name in figures)} | seconds |", f"|---{'|---' * len(figures)}|---|"]
     for row in own:
-        cells = [_plus_minus(row[name]) for name in FIGURES]
+        cells = [_plus_minus(row[name]) for name in figures]
         lines.append(f"| {' | '.join([_title(row['method']), *cells])} | {row['seconds']['mean']:,.0f} |")
     return "\n".join(lines)
+
+
+def markdown_short(results: dict[str, Any], labels: int) -> str:
+    """The table of what most people ask first: without variants of Jacana, and with three figures."""
+    table = [row for row in results["table"] if not row["method"].startswith("jacana-")]
+    return markdown({"table": table}, labels, ("accuracy", "nll", "ece"))
 
 
 def markdown_paired(results: dict[str, Any], labels: int) -> str:
@@ -101,8 +107,9 @@ def markdown_paired(results: dict[str, Any], labels: int) -> str:
 def tables() -> Iterator[tuple[str, tuple[str, Callable[[dict[str, Any]], str]]]]:
     """Mark to record and table, for the pages."""
     for labels in (5, 20, 50, 200):
-        for suffix, make in (("", markdown), ("-paired", markdown_paired)):
-            yield f"classification-{labels}{suffix}", ("classification", functools.partial(make, labels=labels))
+        for suffix, make in (("", markdown), ("-paired", markdown_paired), ("-short", markdown_short)):
+            record = f"classification-{labels}"
+            yield f"{record}{suffix}", (record, functools.partial(make, labels=labels))
 
 
 def show(found: dict[str, Any]) -> str:
@@ -124,13 +131,13 @@ def _line(row: dict[str, Any], sign: str = "") -> str:
     return f"  {METHODS[row['method']]:36}" + "".join(f"{_plus_minus(row[name], sign):>17}" for name in FIGURES)
 
 
-def draw(found: dict[str, Any]) -> Figure:
+def draw(table: Rows) -> Figure:
     """Accuracy, negative log-likelihood and calibration error over the number of labels."""
     made = plots.figure(14.0, 5.2)
     panels = made.subplots(1, 3)
     titles = ("Accuracy", "Negative log-likelihood", "Expected calibration error")
     for panel, name, title in zip(panels, ("accuracy", "nll", "ece"), titles, strict=True):
-        _curves(panel, found["table"], name)
+        _curves(panel, table, name)
         plots.panel_title(panel, title)
     panels[1].set_yscale("log")  # a temperature of seven labels may be far off
     handles, labels = panels[0].get_legend_handles_labels()

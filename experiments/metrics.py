@@ -96,10 +96,10 @@ def ece(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
 
 
 def mean_and_standard_error(values: Sequence[float] | np.ndarray) -> Summary:
-    """Mean and standard error over repetitions; the standard error of a single one is NaN, not zero."""
+    """Mean and standard error over repetitions; NaN, not zero, where one or none are too few for them."""
     v = np.asarray(values, dtype=np.float64)
     error = float(v.std(ddof=1) / math.sqrt(v.size)) if v.size > 1 else math.nan
-    return Summary(float(v.mean()), error, int(v.size))
+    return Summary(float(v.mean()) if v.size else math.nan, error, int(v.size))
 
 
 class PairedDifference(NamedTuple):

@@ -303,6 +303,7 @@ def test_groups_share_runs_and_nothing_else():
 
 def test_the_whole_of_it_resumes(folder, small_network, fakes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(classification, "QUICK", SMALL)
+    monkeypatch.setattr(classification, "OUTSIDE_SEEDS", 1)
     names = [name for name in METHODS if name != "laplace-torch"]
     asked = ["--quick", "--no-progress", "--seeds", "2", "--workers", "1", "--labels", "3"]
     asked += ["--data", str(folder), "--out", str(tmp_path), "--methods", *names]
@@ -311,14 +312,18 @@ def test_the_whole_of_it_resumes(folder, small_network, fakes, tmp_path, monkeyp
     assert (tmp_path / "classification-quick.png").stat().st_size > 10_000
     parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "classification-quick-parts").iterdir()}
     assert sorted(path.name for path in parts) == sorted(f"3-{seed}-{name}.json" for seed in (0, 1) for name in names)
-    record = json.loads((tmp_path / "classification-quick.json").read_text())
+    record = json.loads((tmp_path / "classification-quick-3.json").read_text())
     rows = record["results"]["rows"]
     assert [(row["seed"], row["method"]) for row in rows] == [(seed, name) for seed in (0, 1) for name in names]
     assert record["results"]["environments"][0]["threads"] == 1
     assert "date" not in record["results"]["environments"][0]
     jacana_rows = [row for row in rows if row["method"] == "jacana"]
     assert all(row["accuracy"] > 0.5 for row in jacana_rows)
-    assert all(0.0 <= row[name] <= 1.0 for row in rows for name in row if name.startswith("auroc"))
+    scores = [{name: row[name] for name in row if name.startswith("auroc")} for row in rows]
+    assert all(0.0 <= value <= 1.0 for some in scores for value in some.values())
+    assert [bool(some) for some in scores] == [
+        row["seed"] == 0 and row["method"] not in classification.MOST_SEEDS for row in rows
+    ]
 
     # A part that is missing is done again, to the same figures; the others are not touched.
     lost = tmp_path / "classification-quick-parts" / "3-1-oracle.json"
@@ -351,6 +356,7 @@ def row(labels, seed, method, accuracy):
 ROWS = [
     *(row(5, seed, "fine-tuning", 0.5 + 0.1 * seed) for seed in range(4)),
     *(row(5, seed, "jacana", 0.6 + 0.1 * seed + 0.01 * (seed - 1)) for seed in (2, 0, 1)),
+    {name: value for name, value in row(5, 0, "none", 0.3).items() if name != "auroc_mnist_by_entropy"},
     row(20, 0, "oracle", 0.9),
 ]
 
@@ -358,9 +364,10 @@ ROWS = [
 def test_differences_are_paired_over_the_seeds_that_both_have():
     found = json.loads(json.dumps(classification_report.summary(ROWS)).replace("NaN", "null"))
     table = {(one["labels"], one["method"]): one["accuracy"] for one in found["table"]}
-    assert list(table) == [(5, "fine-tuning"), (5, "jacana"), (20, "oracle")]
+    assert list(table) == [(5, "none"), (5, "fine-tuning"), (5, "jacana"), (20, "oracle")]
     assert table[5, "fine-tuning"]["mean"] == pytest.approx(0.65)
-    [paired] = found["less_fine_tuning"]
+    none, paired = found["less_fine_tuning"]
+    assert [none[name]["repetitions"] for name in ("accuracy", "auroc_mnist_by_entropy")] == [1, 0]
     assert (paired["labels"], paired["method"], paired["accuracy"]["repetitions"]) == (5, "jacana", 3)
     assert paired["accuracy"]["mean"] == pytest.approx(0.1)
     assert paired["accuracy"]["standard_error"] == pytest.approx(0.01 / np.sqrt(3))
@@ -375,14 +382,20 @@ def test_differences_are_paired_over_the_seeds_that_both_have():
 
 
 def test_the_pages_have_a_place_for_each_table(tmp_path):
-    (tmp_path / "classification.json").write_text(json.dumps({"results": classification_report.summary(ROWS)}))
+    (tmp_path / "classification-5.json").write_text(json.dumps({"results": classification_report.summary(ROWS)}))
     page = "\n".join(f"<!-- {mark} -->\nold\n<!-- end -->" for mark in ("classification-5", "classification-5-paired"))
     found = pages.filled(page, tmp_path)
     assert "old" not in found
     assert "0.650 ± 0.065" in found
     assert "+0.100 ± 0.006" in found
-    marks = {mark for mark, (record, _) in pages.TABLES.items() if record == "classification"}
-    assert marks == {f"classification-{n}{kind}" for n in (5, 20, 50, 200) for kind in ("", "-paired")}
+    marks = {mark: record for mark, (record, _) in pages.TABLES.items() if record.startswith("classification")}
+    assert marks == {
+        f"classification-{n}{kind}": f"classification-{n}"
+        for n in (5, 20, 50, 200)
+        for kind in ("", "-paired", "-short")
+    }
+    short = classification_report.markdown_short(classification_report.summary(ROWS), 5).splitlines()
+    assert short[-1].startswith("| **Jacana** | 0.700 ± 0.064 | 0.500 ± 0.000 |")
 
 
 def test_every_method_has_a_style_and_a_title():
