@@ -38,6 +38,7 @@ METHODS = {
     "jacana-one-hot": "Jacana, one-hot regression",
     "jacana-dirichlet": "Jacana, Dirichlet regression",
     "jacana-last-layer": "Jacana, last layer",
+    "jacana-no-norms": "Jacana, normalisation layers held",
 }
 """Name on the command line to name in tables, in their order."""
 
@@ -47,6 +48,7 @@ JACANA: dict[str, dict[str, Any]] = {
     "jacana-one-hot": {"method": "OneHotRegression"},
     "jacana-dirichlet": {"method": "DirichletRegression"},
     "jacana-last-layer": {"method": "LastLayer"},
+    "jacana-no-norms": {"norms": False},
 }
 """Options of ``jacana.NTKClassifier``; a method is made of its public name, as it is by default."""
 
@@ -223,10 +225,11 @@ class Methods:
         precision = approximation.prior_precision
         return Fitted(predict, {**picked, "prior_precision": precision, "version": version()}, seconds)
 
-    def _jacana(self, *, method: str | None = None, relinearize: int = 0) -> Fitted:
+    def _jacana(self, *, method: str | None = None, relinearize: int = 0, norms: bool = True) -> Fitted:
         start = time.process_time()
-        chosen = None if method is None else _public(method)()
-        classifier = _public("NTKClassifier")(self._net, method=chosen, relinearize=relinearize, progress=False)
+        options: dict[str, Any] = {} if norms else {"parameters": _without_norms(self._net)}
+        options |= {} if method is None else {"method": _public(method)()}
+        classifier = _public("NTKClassifier")(self._net, relinearize=relinearize, progress=False, **options)
         classifier.fit(self._x, self._labels.numpy())
         seconds = time.process_time() - start
 
@@ -235,6 +238,12 @@ class Methods:
             return Says(latent.probabilities().numpy(), latent.mutual_information().numpy())
 
         return Fitted(predict, _learned(classifier), seconds)
+
+
+def _without_norms(net: nn.Module) -> list[str]:
+    """The names of all parameters but those of batch normalisation."""
+    norms = [name for name, module in net.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    return [name for name, _ in net.named_parameters() if name.rpartition(".")[0] not in norms]
 
 
 def _public(name: str) -> Any:

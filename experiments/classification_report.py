@@ -46,6 +46,7 @@ STYLES = {
     "jacana-one-hot": (plots.COLOURS["ABLR"], "o", "-"),
     "jacana-dirichlet": (plots.COLOURS["ABLR"], "P", "--"),
     "jacana-last-layer": (plots.COLOURS["Jacana + RBF"], "s", "-"),
+    "jacana-no-norms": (plots.COLOURS["Jacana + RBF"], "o", "--"),
 }
 """Colour, marker and line of each method; what is picked on the test set is dotted."""
 

@@ -30,8 +30,7 @@ class Outcome:
         nll: Mean negative log-probability of their labels.
         ece: Expected calibration error.
         seconds: CPU time of the adaptation, choices and test predictions included.
-        temperature: What outputs are divided by before the softmax.
-        choices: What was chosen or learned, and from which candidates.
+        choices: What was chosen or learned, and by name.
         probabilities: Of the test digits, (m, 10); not recorded.
     """
 
@@ -39,7 +38,6 @@ class Outcome:
     nll: float
     ece: float
     seconds: float
-    temperature: float
     choices: dict[str, Any]
     probabilities: np.ndarray = field(repr=False)
 

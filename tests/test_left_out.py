@@ -176,15 +176,56 @@ def test_clean_labels_are_worth_more_than_noisy_ones():
     assert powers[0] > 2.0 * powers[1]
 
 
-def test_a_power_is_held_or_not_learned_twice():
+def test_what_is_said_of_new_labels_is_as_sure_as_those_left_out_want_it():
+    net, x, y = task()
+    likelihood = jacana.Categorical()
+    learned = {"prior_std": 2.0, "temperature": 1.5, "power": 0.5}
+    _, found = jacana.maximize_leave_one_out(jacana.TangentGP(net), x, y, likelihood=likelihood, **learned)
+    assert found.power == 0.5
+    gp = jacana.TangentGP(net, 2.0, temperature=1.5)
+
+    observations = observe(gp.model, x, y, jacana.Tempered(likelihood, 0.5))
+    cavity = cavity_of(mode_of(KernelSide.of(observations)), observations)
+
+    def score(tau):
+        probabilities = jacana.Probit().probabilities(likelihood, tau * cavity.mean, tau**2 * cavity.covariance)
+        return float(probabilities[range(24), y].log().sum()) - 0.5 * np.log(tau) ** 2
+
+    assert abs(np.log(found.sharpness)) > 0.05
+    assert score(found.sharpness) > max(score(found.sharpness * factor) for factor in (0.9, 1.1, 1.0 / found.sharpness))
+    post = gp.condition(x, y, likelihood=found, method=jacana.Laplace())
+    same = gp.condition(x, y, likelihood=jacana.Tempered(likelihood, 0.5), method=jacana.Laplace())
+    assert torch.equal(post.predict(x).mean, same.predict(x).mean)
+    assert torch.equal(post.predict(x).covariance, same.predict(x).covariance)
+
+
+def test_counts_have_no_sharpness():
+    net, x, y = task(c=1)
+    _, found = jacana.maximize_leave_one_out(jacana.TangentGP(net), x, y, likelihood=jacana.Poisson())
+    assert (found.sharpness, found.power != 1.0) == (1.0, True)
+    with pytest.raises(jacana.errors.InvalidOption, match=r"sharpness: got 2\.0 for Poisson; it is for classes"):
+        jacana.maximize_leave_one_out(jacana.TangentGP(net), x, y, likelihood=jacana.Poisson(), sharpness=2.0)
+
+
+def test_a_power_and_a_sharpness_are_held_or_not_learned_twice():
     net, x, y = task()
     gp, likelihood = jacana.TangentGP(net), jacana.Categorical()
-    assert jacana.maximize_leave_one_out(gp, x, y, likelihood=likelihood, power=1.0)[1] is likelihood
-    assert jacana.maximize_leave_one_out(gp, x, y, likelihood=likelihood, power=4.0)[1].power == 4.0
+
+    def learned(likelihood=likelihood, **words):
+        return jacana.maximize_leave_one_out(gp, x, y, likelihood=likelihood, **words)
+
+    assert learned(power=1.0, sharpness=1.0)[1] is likelihood
+    held = learned(power=4.0, sharpness=0.5)[1]
+    assert (held.power, held.sharpness, held.likelihood) == (4.0, 0.5, likelihood)
+    some = learned(power=4.0)[1]
+    assert (some.power, some.sharpness != 1.0, some.likelihood) == (4.0, True, likelihood)
+    assert learned(sharpness=0.5)[1].sharpness == 0.5
     tempered = jacana.Tempered(likelihood, 2.0)
-    assert jacana.maximize_leave_one_out(gp, x, y, likelihood=tempered)[1] is tempered
+    assert learned(tempered)[1] is tempered
     fixed = {"prior_std": 0.5, "temperature": 1.0, "power": 1.0}
-    assert jacana.maximize_leave_one_out(gp, x, y, likelihood=likelihood, **fixed)[0].prior_std == 0.5
+    found, told = learned(**fixed)
+    assert (found.prior_std, found.temperature, told.power) == (0.5, 1.0, 1.0)
+    assert learned(**fixed, sharpness=1.0)[1] is likelihood
 
 
 def test_layers_keep_their_proportions():

@@ -38,6 +38,21 @@ def test_mean_and_covariance(name, mean):
     assert abs(found.log_evidence - exact.log_evidence) < 5 * found.evidence.std_error + 0.02
 
 
+@pytest.mark.parametrize("space", [jacana.FunctionSpace, jacana.WeightSpace])
+@pytest.mark.parametrize("preconditioner", [None, jacana.preconditioners.Subset(20)])
+def test_what_a_loose_solution_hides_is_in_the_error_of_its_evidence(space, preconditioner):
+    if space is jacana.FunctionSpace and preconditioner is not None:
+        preconditioner = jacana.preconditioners.PivotedCholesky(rank=5)  # Subset is of weights
+    net, x = networks()["mlp"]
+    gp, y = jacana.TangentGP(net), random(60, 2, seed=3)
+    loose, tight = (
+        gp.condition(x, y, 0.3, method=space(jacana.CG(rtol=rtol, preconditioner=preconditioner))).evidence
+        for rtol in (0.5, 1e-9)
+    )
+    hidden = loose.std_error - tight.std_error  # the determinant is estimated by the same probes
+    assert 0.0 < abs(loose.value - tight.value) <= hidden
+
+
 def test_no_sample_leaves_the_posterior():
     net, x = networks()["mlp"]
     post = jacana.TangentGP(net).condition(x, random(60, 2), 0.3, method=jacana.Pathwise(8, TIGHT))

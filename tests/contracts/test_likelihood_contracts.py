@@ -16,6 +16,7 @@ import jacana
 import jacana.likelihoods
 from jacana.linearization import Prior, Products
 from jacana.operators import WhitenedFisher
+from jacana.predictive import mutual_information
 from tests import oracles
 
 DOUBLE = torch.float64
@@ -575,10 +576,41 @@ def test_the_probability_of_an_observation_is_its_average(likelihood, c, outcome
     assert float((got / scale - want).abs().max()) < (1e-5 if closed else 0.1)
 
 
+@pytest.mark.parametrize(("base", "c"), [(jacana.Categorical(), 3), (jacana.Bernoulli(), 1), (jacana.Bernoulli(), 3)])
+def test_what_is_sharpened_learns_as_before_and_says_what_it_would_of_other_values(base, c):
+    f, tau = values(c), 1.7
+    sharp, blunt = jacana.Tempered(base, 3.0, tau), jacana.Tempered(base, 3.0)
+    root = 0.5 * torch.randn(4, c, c, dtype=DOUBLE, generator=torch.Generator().manual_seed(1))
+    covariance = root @ root.mT
+    y = base.targets(torch.tensor([0, 1, 1, 0]) if c == 1 or isinstance(base, jacana.Categorical) else f > 0, 4, c)
+    for name in ("gradient", "log_prob"):
+        assert torch.equal(getattr(sharp, name)(f, y), getattr(blunt, name)(f, y))
+    assert torch.equal(sharp.curvature(f), blunt.curvature(f))
+    assert torch.equal(sharp.curvature_root(f), blunt.curvature_root(f))
+    assert torch.equal(sharp.probabilities(f), base.probabilities(tau * f))
+    draws = (one.sample(g * f, torch.Generator().manual_seed(2)) for one, g in ((sharp, 1.0), (base, tau)))
+    assert torch.equal(*draws)
+    for got, want in zip(sharp.conditional_moments(f), base.conditional_moments(tau * f), strict=True):
+        assert torch.equal(got, want)
+    moved = tau * f, tau**2 * covariance
+    for got, want in zip(sharp.moments(f, covariance), base.moments(*moved), strict=True):
+        assert torch.equal(got, want)
+    assert torch.equal(sharp.log_expected(f, covariance, y), base.log_expected(*moved, y))
+    for way in (jacana.Probit(), jacana.MonteCarlo(), jacana.LaplaceBridge()):
+        want = way.probabilities(base, *moved)
+        for likelihood in (sharp, jacana.Weighted(sharp, torch.ones(4)), jacana.Tempered(sharp, 2.0)):
+            oracles.assert_close(way.probabilities(likelihood, f, covariance), want, DOUBLE)
+    want = mutual_information(base, *moved)
+    oracles.assert_close(mutual_information(sharp, f, covariance), want, DOUBLE, scale=1.0)
+    assert sharp.at(torch.tensor([0])).sharpness == sharp.part(0, 2).sharpness == tau
+
+
 def test_what_cannot_temper_is_refused(as_users_run_it):
-    for power in (0.0, -1.0, math.inf, math.nan, True, "2"):
+    for wrong in (0.0, -1.0, math.inf, math.nan, True, "2"):
         with pytest.raises(jacana.errors.InvalidOption, match="power"):
-            jacana.Tempered(jacana.Categorical(), power)
+            jacana.Tempered(jacana.Categorical(), wrong)
+        with pytest.raises(jacana.errors.InvalidOption, match="sharpness"):
+            jacana.Tempered(jacana.Categorical(), 2.0, wrong)
     with pytest.raises(jacana.errors.InvalidOption, match="likelihood"):
         jacana.Tempered("softmax", 2.0)
 

@@ -95,8 +95,9 @@ class Said:
 class Nearest:
     """Stands for `jacana.NTKClassifier`: classes by their mean image."""
 
-    def __init__(self, net, *, method=None, relinearize=0, progress=True):
+    def __init__(self, net, *, method=None, relinearize=0, parameters=None, progress=True):
         assert not progress
+        assert parameters is None or [name for name in parameters if "bn" in name] == []
         self.method, self.relinearize = method, relinearize
 
     def fit(self, X, labels):

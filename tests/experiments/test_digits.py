@@ -69,36 +69,16 @@ def test_the_temperature_is_the_best_on_a_grid():
     assert found == pytest.approx(0.01, rel=0.35)
 
 
-def test_jacana_and_the_last_layer_see_no_test_label(task, net):
+@pytest.mark.parametrize("method", [digits.last_layer, digits.classifier], ids=lambda method: method.__name__)
+def test_jacana_and_the_last_layer_see_no_test_label(task, net, method):
     """Labels of the test digits change figures, never predictions."""
-    lin = digits.jacana.linearize(net, parameters="head")
-    outcome = digits.gaussian_process(lin, task)
+    words = {"seed": 0} if method is digits.last_layer else {"parameters": "head", "prior_std": 0.3}
+    outcome = method(net, task, **words)
     images, labels = task.test
     shuffled = digits.Task(task.source, task.upright, task.upright_test, task.labelled, (images, labels.roll(1)))
-    again = digits.gaussian_process(lin, shuffled)
+    again = method(net, shuffled, **words)
     assert np.array_equal(outcome.probabilities, again.probabilities)
     assert outcome.accuracy > 0.5 > again.accuracy
-
-
-def test_the_last_layer_is_bayesian_linear_regression(task, net):
-    """An oracle without the package: ridge on the network's last features, at the learned scales."""
-    lin = digits.jacana.linearize(net, parameters="head")
-    choices = digits.gaussian_process(lin, task).choices
-    y = torch.nn.functional.one_hot(task.labelled[1], 10).double() - 0.1
-    zero = digits.jacana.TangentGP(lin, mean="zero", progress=False)
-    gp, likelihood = digits.jacana.maximize_evidence(zero, task.labelled[0], y)
-    assert choices["chosen"] == "mean zero, one prior"
-    assert choices["noise_std"] == pytest.approx(float(likelihood.noise_std))
-
-    def features(x):
-        with torch.no_grad():
-            inner = torch.nn.Sequential(*list(net)[:-1])(x).double()
-        return torch.cat([inner, torch.ones(len(x), 1, dtype=torch.float64)], 1)
-
-    phi, ratio = features(task.labelled[0]), (choices["noise_std"] / choices["prior_std"]) ** 2
-    weights = torch.linalg.solve(phi.T @ phi + ratio * torch.eye(65, dtype=torch.float64), phi.T @ y)
-    post = gp.condition(task.labelled[0], y, likelihood=likelihood)
-    torch.testing.assert_close(post.predict(task.test[0]).mean, features(task.test[0]) @ weights, atol=1e-4, rtol=1e-4)
 
 
 def run_of(seed, right):
@@ -107,7 +87,7 @@ def run_of(seed, right):
     p = np.full((300, 10), (1.0 - right) / 9.0)
     says = np.where(np.arange(300) < 300 * right, labels, (labels + 1) % 10)
     p[np.arange(300), says] = right
-    outcome = digits_report.Outcome(right, -np.log(right), 0.0, 1.0, 1.0, {}, p)
+    outcome = digits_report.Outcome(right, -np.log(right), 0.0, 1.0, {}, p)
     pictures = np.zeros((300, 8, 8))
     return digits_report.Run(seed, 0.99, dict.fromkeys(digits_report.ROWS, outcome), pictures, pictures, labels)
 

@@ -97,7 +97,8 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         posterior_: the :class:`Posterior`.
         method_, method_reason_: the method that was taken, and one sentence that says why.
         prior_std_, temperature_, mean_: learned or given.
-        power_: what each label is worth, see :class:`Tempered`; one where it was not learned.
+        power_, sharpness_: what each label is worth, and how sure what is said of new ones is made, see
+            :class:`Tempered`; one where they were not learned.
         log_marginal_likelihood_value_: log p(y) at these, by the method's approximation; None where it has none.
         n_features_in_: columns of a two-dimensional X.
 
@@ -201,8 +202,10 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.log_marginal_likelihood_value_ = (
             None if isinstance(posterior.method, MAP | StochasticMAP) else posterior.log_evidence
         )
-        likelihood = posterior.likelihood
-        self.power_ = float(likelihood.power) if isinstance(likelihood, Tempered) else 1.0
+        told = posterior.likelihood
+        self.power_, self.sharpness_ = (
+            (float(told.power), float(told.sharpness)) if isinstance(told, Tempered) else (1.0, 1.0)
+        )
         remember_columns(self, X)
         return self
 
@@ -253,9 +256,11 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         prior = "shared" if self.prior_std is None else self.prior_std
         words: dict[str, Any] = {"prior_std": prior, "temperature": self.temperature, "likelihood": labels.likelihood}
         if self.criterion == "leave-one-out":
-            words["power"] = 1.0 if isinstance(method, LabelRegression) else None  # these have a noise of their own
+            own = isinstance(method, LabelRegression)  # these have a noise and a scale of their own
+            words |= dict.fromkeys(("power", "sharpness"), 1.0 if own else None)
             if len(models) > 1:  # which mean is better is seen by few labels, and one scale for all layers
-                rough = words | {"power": None, "most": _FEW} | ({"prior_std": "shared"} if prior == "layers" else {})
+                rough = words | {"power": None, "sharpness": None, "most": _FEW}
+                rough |= {"prior_std": "shared"} if prior == "layers" else {}
                 models = [max(models, key=lambda gp: left_out(gp, examples, labels.targets, **rough).score)]
             return left_out(models[0], examples, labels.targets, **words).condition(examples, labels.targets, method)
         learned = [maximize_evidence(gp, examples, labels.targets, **words) for gp in models]

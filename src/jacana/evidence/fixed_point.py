@@ -205,8 +205,9 @@ class _Sides:
                 before, scales = self._prepared
                 moved = factors / scales
                 common = float(moved.min())  # so that M stays below A
-                rescaled = before.rescaled(common**2, system.covariance.noise)
-                if rescaled is not None and bool(((moved / common).log().abs() < torch.tensor(_REUSED).log()).all()):
+                alike = bool((moved < _REUSED * common).all())
+                rescaled = before.rescaled(common**2, system.covariance.noise) if alike else None
+                if rescaled is not None:
                     return rescaled
             prepared = system.solver.prepare(system.covariance)
             self._prepared = None if prepared is None else (prepared, factors)

@@ -1,4 +1,4 @@
-"""Leave-one-out: the scales and the temperature under which each label is most probable given all others."""
+"""Leave-one-out: the scales and temperatures under which each label is most probable given all others."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import minimize, minimize_scalar
 
 from jacana.errors import InvalidOption, NotPositiveDefinite
 from jacana.evidence.approximate import approximate
 from jacana.evidence.scaled import asked_for, scaled, with_temperature
 from jacana.evidence.surface import Asked, Surface, Vector
-from jacana.likelihoods import Likelihood, Tempered
+from jacana.likelihoods import Bernoulli, Categorical, Likelihood, Tempered, unscaled
 from jacana.networks import Data
 from jacana.posteriors import (
     FunctionSpace,
@@ -41,6 +41,11 @@ _SPREAD = 0.5
 _POWER_SPREAD = 1.5
 """Of log w: labels are worth one observation, or a few."""
 
+_SHARPNESS_SPREAD = 1.0
+"""Of log τ: what is said of new labels is about as sure as the posterior."""
+
+_SHARPEST = 20.0
+
 _FAILED = 1e300
 
 
@@ -53,10 +58,13 @@ def maximize_leave_one_out(
     prior_std: Any = "shared",
     temperature: Any = None,
     power: Any = None,
+    sharpness: Any = None,
 ) -> tuple[TangentGP, Likelihood]:
-    """The prior scale and the temperature under which each label is most probable given all the others.
+    """The prior scale and the temperatures under which each label is most probable given all the others.
 
-        Σ_i log E p(y_i | f_i) − ½ (log T / ½)² − ½ (log w / 1½)²,     f_i ~ the Laplace posterior without example i
+        Σ_i log E p(y_i | τ f_i) − ½ (log T / ½)² − ½ (log w / 1½)² − ½ (log τ)²
+
+    f_i ~ the Laplace posterior without example i; τ = 1 while the others are learned, and then the best of all.
 
     The cavities come from one Laplace approximation in closed form; nothing is fitted again. Where
     :func:`maximize_evidence` asks how probable the labels are under the prior, this asks for what a classifier is for,
@@ -64,8 +72,9 @@ def maximize_leave_one_out(
     confident networks: there the evidence may prefer another temperature over any adaptation, or scales that are far
     too wide. Beside them it learns what a label is worth, w: the returned likelihood is :class:`Tempered` with it. A
     softmax takes a label for one throw of a die, and under a wide prior its posterior is much less sure than clean
-    labels let it be; whether these are clean is what those left out say. Temperature and w have a prior about one,
-    because a few labels do not say everything.
+    labels let it be; whether these are clean is what those left out say. And of class labels it learns how sure what is
+    said of new ones should be, τ: what smooths best need not be calibrated. Temperature, w and τ have a prior about
+    one, because a few labels do not say everything.
 
     Costs some 100 Laplace approximations, each of a few factorisations; on at most 3,000 function values.
 
@@ -78,6 +87,7 @@ def maximize_leave_one_out(
             other from the evidence, and one factor on them from the labels left out; a number or a mapping is fixed.
         temperature: None learns T where the prior mean is the network's; a number is held fixed.
         power: None learns w, if p(y | f) is no :class:`Tempered` yet; a number is held fixed, one for none.
+        sharpness: None learns τ, of class labels, if p(y | f) is no :class:`Tempered` yet; a number is held fixed.
 
     Returns:
         The model with what was learned, and the likelihood, tempered.
@@ -98,7 +108,9 @@ def maximize_leave_one_out(
         >>> gp, likelihood = jacana.maximize_leave_one_out(gp, x, (x[:, 0] > 0).long(), likelihood=likelihood)
         >>> post = gp.condition(x, (x[:, 0] > 0).long(), likelihood=likelihood)
     """
-    found = left_out(gp, x, y, likelihood=likelihood, prior_std=prior_std, temperature=temperature, power=power)
+    found = left_out(
+        gp, x, y, likelihood=likelihood, prior_std=prior_std, temperature=temperature, power=power, sharpness=sharpness
+    )
     return found.gp, found.likelihood
 
 
@@ -139,6 +151,7 @@ def left_out(
     prior_std: Any,
     temperature: Any,
     power: Any,
+    sharpness: Any,
     most: int | None = None,
 ) -> LeftOut:
     """:func:`maximize_leave_one_out` on at most so many function values, by default 3,000, with the score."""
@@ -147,12 +160,14 @@ def left_out(
     if not isinstance(likelihood, Likelihood):
         raise InvalidOption(f"likelihood: got {likelihood!r}; expected one like jacana.Categorical().")
     base, asked = asked_for(gp, prior_std, temperature)
-    if power is not None:
-        likelihood = likelihood if power == 1.0 else Tempered(likelihood, power)
-    learns = power is None and not isinstance(likelihood, Tempered)
-    observations = observe(base.model, x, y, likelihood, streams=True)
-    if not (asked.scales or asked.temperature or learns):
-        return LeftOut(base, likelihood, math.nan, None)
+    told = isinstance(likelihood, Tempered)
+    learns = power is None and not told
+    sharpens = sharpness is None and not told and isinstance(unscaled(likelihood), Categorical | Bernoulli)
+    w, tau = (1.0 if value is None else value for value in (power, sharpness))
+    held = likelihood if w == tau == 1.0 else Tempered(likelihood, w, tau)
+    observations = observe(base.model, x, y, held, streams=True)
+    if not (asked.scales or asked.temperature or learns or sharpens):
+        return LeftOut(base, held, math.nan, None)
     with torch.inference_mode(False):
         if asked.scales and asked.by_layer:
             scales, _ = approximate(observations, asked, progress=gp.progress)
@@ -164,9 +179,13 @@ def left_out(
         scales, found = surface.learned(point, len(base.linearization.layers))
         base = scaled(base, scales, layers=False) if asked.scales else base
         base = with_temperature(base, found)
-        likelihood = Tempered(likelihood, surface.power(point)) if learns else likelihood
-        side = surface.settled(point, base.model, likelihood)
-    return LeftOut(base, likelihood, score, side)
+        if sharpens:
+            tau, gain = _sharpest(surface, point)
+            score += gain
+        if learns or sharpens:
+            held = Tempered(likelihood, w * surface.power(point), tau)
+        side = surface.settled(point, base.model, held)
+    return LeftOut(base, held, score, side)
 
 
 def _search(surface: Surface) -> tuple[Vector, float]:
@@ -187,6 +206,8 @@ def _search(surface: Surface) -> tuple[Vector, float]:
         return value if np.isfinite(value) else _FAILED
 
     given = surface.clipped(surface.given)
+    if not len(given):
+        return given, -objective(given)
     temperatures = _TEMPERATURES if surface.asked.temperature else (1.0,)
     sizes = _SIZES if surface.n_scales else (1.0,)
     powers = _POWERS if surface.asked.power else (1.0,)
@@ -198,3 +219,20 @@ def _search(surface: Surface) -> tuple[Vector, float]:
         options={"initial_simplex": simplex, "xatol": 0.05, "fatol": 0.01, "maxfev": 25 * len(best)},
     )  # fmt: skip
     return surface.clipped(found.x), -float(found.fun)
+
+
+def _sharpest(surface: Surface, point: Vector) -> tuple[float, float]:
+    """The τ there, and the nats that it gains."""
+    side, mode = surface.mode(point)
+    data = side.observations
+    cavity = cavity_of(mode, data)
+
+    def objective(log_tau: float) -> float:
+        likelihood = Tempered(data.likelihood, 1.0, math.exp(log_tau))
+        probability = float(cavity.log_probability(likelihood, data.targets).sum())
+        return 0.5 * (log_tau / _SHARPNESS_SPREAD) ** 2 - probability
+
+    most = math.log(_SHARPEST)
+    found = minimize_scalar(objective, bounds=(-most, most), method="bounded", options={"xatol": 1e-3})
+    gain = objective(0.0) - float(found.fun)
+    return (math.exp(float(found.x)), gain) if gain > 0.0 else (1.0, 0.0)

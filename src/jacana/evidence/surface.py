@@ -87,7 +87,7 @@ class Surface:
 
     def clipped(self, point: Vector) -> Vector:
         """The nearest point within bounds."""
-        low, high = np.array(self.bounds).T
+        low, high = np.array(self.bounds).reshape(-1, 2).T
         return np.clip(point, low, high)
 
     def read(self, point: Vector) -> tuple[list[float], float]:

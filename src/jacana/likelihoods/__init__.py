@@ -9,6 +9,7 @@ from jacana.likelihoods.nodes import Nodes as Nodes
 from jacana.likelihoods.poisson import Poisson as Poisson
 from jacana.likelihoods.scaled import Scaled as Scaled
 from jacana.likelihoods.scaled import layers as layers
+from jacana.likelihoods.scaled import sharpness_of as sharpness_of
 from jacana.likelihoods.scaled import unscaled as unscaled
 from jacana.likelihoods.tempered import Tempered as Tempered
 from jacana.likelihoods.weighted import Weighted as Weighted

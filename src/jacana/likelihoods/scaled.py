@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any, final
@@ -12,19 +13,21 @@ from torch import Tensor
 
 from jacana.likelihoods.likelihood import Likelihood
 
-__all__ = ["Scaled", "layers", "unscaled"]
+__all__ = ["Scaled", "layers", "sharpness_of", "unscaled"]
 
 
 class Scaled(Likelihood):
     """w log p(y | f): gradients and curvatures are w times those of p.
 
-    What is said of new observations is what the likelihood itself says.
+    What is said of new observations is what the likelihood itself says, of τ f.
 
     Attributes:
         likelihood: p(y | f).
+        sharpness: τ, one where a subclass has no other.
     """
 
     likelihood: Likelihood
+    sharpness: float | int = 1.0
 
     @abstractmethod
     def scale(self, values: Float[Tensor, "n ..."], *, root: bool = False) -> Float[Tensor, "n ..."]:
@@ -57,31 +60,31 @@ class Scaled(Likelihood):
 
     @final
     def conditional_moments(self, f: Float[Tensor, "n c"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
-        return self.likelihood.conditional_moments(f)
+        return self.likelihood.conditional_moments(self.sharpness * f)
 
     @final
     def moments(
         self, mean: Float[Tensor, "m c"], covariance: Float[Tensor, "m c c"]
     ) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d"]]:
-        return self.likelihood.moments(mean, covariance)
+        return self.likelihood.moments(self.sharpness * mean, self.sharpness**2 * covariance)
 
     def log_expected(
         self, mean: Float[Tensor, "n c"], covariance: Float[Tensor, "n c c"], y: Shaped[Tensor, "n ..."]
     ) -> Float[Tensor, " n"]:
-        """Of the likelihood itself: it is for observations that were not learned from."""
-        return self.likelihood.log_expected(mean, covariance, y)
+        """Without w: it is for observations that were not learned from."""
+        return self.likelihood.log_expected(self.sharpness * mean, self.sharpness**2 * covariance, y)
 
     @final
     def sample(self, f: Float[Tensor, "n c"], generator: torch.Generator | None = None) -> Shaped[Tensor, "n ..."]:
-        return self.likelihood.sample(f, generator)
+        return self.likelihood.sample(self.sharpness * f, generator)
 
     @final
     def probabilities(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
-        return self.likelihood.probabilities(f)
+        return self.likelihood.probabilities(self.sharpness * f)
 
     @final
     def probit(self, mean: Float[Tensor, "m c"], covariance: Float[Tensor, "m c c"]) -> Float[Tensor, "m c"]:
-        return self.likelihood.probit(mean, covariance)
+        return self.likelihood.probit(self.sharpness * mean, self.sharpness**2 * covariance)
 
     def check(self, n: int, c: int) -> None:
         self.likelihood.check(n, c)
@@ -103,3 +106,8 @@ def unscaled(likelihood: Likelihood) -> Likelihood:
     """What is scaled, if anything is."""
     *_, base = layers(likelihood)
     return base
+
+
+def sharpness_of(likelihood: Likelihood) -> float:
+    """τ of all that scales together."""
+    return math.prod((float(one.sharpness) for one in layers(likelihood) if isinstance(one, Scaled)), start=1.0)

@@ -146,11 +146,18 @@ class System:
         return observations.residual.reshape(-1, 1) - values - noise
 
     def evidence(self, alpha: Float64[Tensor, "nc 1"], remainder: Float64[Tensor, "nc 1"]) -> Estimate:
-        """Log p(y) with its standard error, which is that of the determinant."""
+        """Log p(y) with its standard error: that of the determinant, and what the remainder e may hide, eᵀA⁻¹e."""
         found = log_determinant(self.covariance, self.prepared).estimate
         fit = float((alpha * (self.observations.residual.reshape(-1, 1) + remainder)).sum())
         value = -0.5 * (fit + found.value + len(alpha) * math.log(2.0 * math.pi))
-        return Estimate(value, 0.5 * found.std_error, found.products)
+        return Estimate(value, 0.5 * (found.std_error + self._hidden(remainder)), found.products)
+
+    def _hidden(self, remainder: Float64[Tensor, "nc 1"]) -> float:
+        """A bound of eᵀA⁻¹e: by an M below A, else by the noise; nothing is known where there is neither."""
+        if self.prepared is not None and self.prepared.is_below:
+            return float((remainder * self.prepared.solve(remainder)).sum())
+        found = float((remainder.flatten().square() / self.covariance.noise).sum())
+        return found if math.isfinite(found) else 0.0
 
 
 @final

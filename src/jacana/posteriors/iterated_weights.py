@@ -69,14 +69,15 @@ class IteratedWeightsState(State):
 
     @cached_property
     def evidence(self) -> Estimate:
-        """By |K + Σ| = |A| |Σ| and rᵀ(K + Σ)⁻¹r = rᵀΣ⁻¹r − bᵀA⁻¹b."""
+        """By |K + Σ| = |A| |Σ| and rᵀ(K + Σ)⁻¹r = rᵀΣ⁻¹r − bᵀA⁻¹b, which is off by eᵀA⁻¹e ≤ eᵀe for a remainder e."""
         found = self._precision.log_determinant
         noise, residual = self.observations.noise, self.observations.residual
         explained = float((self._solution.x * (self._right + self._solution.remainder)).sum())
         fit = float((residual.square() / noise).sum()) - explained
         logs = found.value + float(noise.log().sum())
         value = -0.5 * (fit + logs + noise.numel() * math.log(2.0 * math.pi))
-        return Estimate(value, 0.5 * found.std_error, found.products)
+        hidden = float(self._solution.remainder.square().sum())
+        return Estimate(value, 0.5 * (found.std_error + hidden), found.products)
 
     def variance(self, x: Examples) -> Float64[Tensor, "m c"]:
         return self._precision.variance(x)

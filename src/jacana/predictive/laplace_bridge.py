@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from jacana.errors import InvalidData, InvalidOption
-from jacana.likelihoods import Bernoulli, Categorical, Likelihood, unscaled
+from jacana.likelihoods import Bernoulli, Categorical, Likelihood, sharpness_of, unscaled
 from jacana.likelihoods.nodes import ROUNDING
 from jacana.predictive.predictive import Predictive, checked
 
@@ -49,7 +49,8 @@ class LaplaceBridge(Predictive):
     def probabilities(
         self, likelihood: Likelihood, mean: Float64[Tensor, "m c"], covariance: Float64[Tensor, "m c c"]
     ) -> Float64[Tensor, "m c"]:
-        mean, covariance = checked(mean, covariance)
+        sharpness = sharpness_of(likelihood)
+        mean, covariance = checked(sharpness * mean, sharpness**2 * covariance)
         likelihood = unscaled(likelihood)
         if isinstance(likelihood, Bernoulli):  # two classes, (f/2, −f/2), of equal variance
             return likelihood.probabilities(mean)
