@@ -261,13 +261,13 @@ def test_no_variance_is_below_the_exact_one(dtype, way):
     """Whatever the solver's tolerance, on the data and far away."""
     net, x = networks(dtype)["mlp"]
     y = random(len(x), 2, seed=3)
-    new = torch.cat([x[:5], 10 * x[5:10], 100 * x[10:15]])
+    new = torch.cat([x[:2], 10 * x[5:7], 100 * x[10:12]])
     gp = jacana.TangentGP(net)
     exact = gp.condition(x, y, 0.01, method=jacana.FunctionSpace()).predict(new).variance
     for solver in (
         jacana.CG(rtol=0.5),
         jacana.CG(rtol=0.5, preconditioner=P.Nystrom(4)),
-        jacana.CG(preconditioner=None),
+        jacana.CG(preconditioner=None, max_steps=100),
     ):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", jacana.errors.NotConverged)
