@@ -69,7 +69,14 @@ def test_it_learns_and_says_what():
     assert "the Laplace approximation, by " in clf.method_reason_
     assert clf.power_ > 0
     assert clf.n_features_in_ == 2
-    np.testing.assert_allclose(clf.decision_function(X), clf.posterior_.predict(torch.from_numpy(X)).mean.numpy())
+    latent = clf.posterior_.predict(torch.from_numpy(X))
+    np.testing.assert_allclose(clf.decision_function(X), latent.mean.numpy())
+    moved = clf.sharpness_ * latent.mean, clf.sharpness_**2 * latent.marginal_covariance
+    told = jacana.Probit().probabilities(jacana.Categorical(), *moved)
+    np.testing.assert_allclose(p, told.numpy(), rtol=1e-12)
+    assert abs(np.log(clf.sharpness_)) > 1e-3
+    one_hot = classifier(method="one-hot").fit(X[:80], y[:80])  # it has a scale of its own
+    assert (one_hot.power_, one_hot.sharpness_) == (1.0, 1.0)
 
 
 def test_what_was_computed_to_learn_is_not_another_posterior():

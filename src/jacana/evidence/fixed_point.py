@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float64
@@ -29,6 +30,9 @@ _TOLERANCE = 0.5
 
 _NEGLIGIBLE = 0.2
 """A slope of the evidence, in nats a unit of log s², that need not be climbed."""
+
+_FEW = 4
+"""Samples with which the way is gone first; all of them are for the last steps."""
 
 _HISTORY = 4
 _LONGEST = 2.0
@@ -74,7 +78,8 @@ def fixed_point(
         σ²  ← σ² ‖α‖² / tr A⁻¹,     α = A⁻¹ r,               tr A⁻¹ = E ‖A⁻¹ u‖²,       u ~ N(0, A)
 
     for r = y − m, A = K + Σ: both sides of each from one system of n_samples + 1 columns, the same random numbers at
-    every step. Where they agree, ∂ log p(y) / ∂ log s_l² = ½ (‖w_l‖² − γ_l) is zero.
+    every step; four samples go the way, and all of them its end. Where both sides agree,
+    ∂ log p(y) / ∂ log s_l² = ½ (‖w_l‖² − γ_l) is zero.
 
     Args:
         observations: with the prior that the scales are factors of.
@@ -91,26 +96,40 @@ def fixed_point(
         Walker and Ni 2011, Anderson acceleration for fixed-point iterations.
     """
     sides = _Sides(observations, method, learned)
-    low, high = _bounds(observations, learned, start)
-    point, points, steps = start, list[Tensor](), list[Tensor]()
-    for _ in tqdm(range(_MOST), desc="evidence", unit="step", delay=1.0, leave=False, disable=not progress):
-        step, known = sides.step(point)
+    bounds = _bounds(observations, learned, start)
+    point = start
+    with tqdm(desc="evidence", unit="step", delay=1.0, leave=False, disable=not progress) as bar:
+        for count in sorted({min(_FEW, method.n_samples), method.n_samples}):
+            point, step, known = _climbed(sides, point, bounds, count, bar)
+    if bool((step.abs() > _TOLERANCE * known).any()):
+        warnings.warn(
+            f"maximize_evidence: after {_MOST} steps a scale still moves by {float(step.abs().max()):.2g} of itself, "
+            f"more than the {float(known.min()):.2g} to which {method.n_samples} samples know it; take a larger rank "
+            "of the preconditioner or another start (prior_std of the model).",
+            NotConverged,
+            stacklevel=3,
+        )
+    return point
+
+
+def _climbed(
+    sides: _Sides, point: Point, bounds: tuple[Point, Point], count: int, bar: tqdm[Any]
+) -> tuple[Point, Point, Point]:
+    """Where so many samples lead, the step that is left there, and its standard error."""
+    low, high = bounds
+    points, steps = list[Tensor](), list[Tensor]()
+    for _ in range(_MOST):
+        step, known = sides.step(point, count)
+        bar.update()
         held = ((point <= low) & (step < 0.0)) | ((point >= high) & (step > 0.0))
         step = torch.where(held, 0.0, step)
         if bool((step.abs() <= _TOLERANCE * known).all()):
-            return (point + step).clamp(low, high)
+            return (point + step).clamp(low, high), step, known
         points, steps = [*points, point][-_HISTORY:], [*steps, step][-_HISTORY:]
         stretch = torch.where(step == 0.0, 1.0, _accelerated(points, steps, known) / step)
         stretch = torch.where(stretch < 0.0, _AWAY, stretch.clamp(*_STRETCH))  # every step is uphill, and stays so
         point = (point + (stretch * step).clamp(-_LONGEST, _LONGEST)).clamp(low, high)
-    warnings.warn(
-        f"maximize_evidence: after {_MOST} steps a scale still moves by {float(step.abs().max()):.2g} of itself, more "
-        f"than the {float(known.min()):.2g} to which {method.n_samples} samples know it; take a larger rank of the "
-        "preconditioner or another start (prior_std of the model).",
-        NotConverged,
-        stacklevel=3,
-    )
-    return point
+    return point, step, known
 
 
 def _accelerated(points: list[Tensor], steps: list[Tensor], known: Point) -> Tensor:
@@ -151,15 +170,19 @@ class _Sides:
         self._solved: Tensor | None = None
         self._prepared: tuple[Prepared, Tensor] | None = None
 
-    def step(self, point: Point) -> tuple[Point, Point]:
-        """The logarithm of the ratio of both sides of every update, and its standard error by the samples."""
+    def step(self, point: Point, count: int) -> tuple[Point, Point]:
+        """The logarithm of the ratio of both sides of every update, and its standard error by so many samples."""
         learned = self._learned
         system, std = self._at(point)
         root = system.covariance.noise.sqrt().unsqueeze(1)
-        drawn = system.products.precise_times(std.unsqueeze(1) * self._weights) + root * self._noise
+        drawn = system.products.precise_times(std.unsqueeze(1) * self._weights[:, :count])
+        drawn += root * self._noise[:, :count]
         residual = self._observations.residual
         right = torch.cat([residual.reshape(-1, 1), drawn], dim=1)
-        found = system.solve(right, self._solved, system.sample_goal())
+        before = self._solved
+        if before is not None and before.shape != right.shape:  # samples that are new start from nothing
+            before = torch.cat([before, before.new_zeros(len(right), right.shape[1] - before.shape[1])], dim=1)
+        found = system.solve(right, before, system.sample_goal())
         self._solved = found.x
         squares = torch.zeros(0, right.shape[1], dtype=torch.float64, device=residual.device)
         if learned.n_scales:
