@@ -312,3 +312,57 @@ def test_the_network_stays_as_it_was():
     assert given.training
     assert all(torch.equal(value, before[name]) for name, value in given.state_dict().items())
     assert all(parameter.grad is None for parameter in given.parameters())
+
+
+@pytest.mark.parametrize("prior_std", [None, "layers"])
+@pytest.mark.parametrize("inner", [None, jacana.OneHotRegression()], ids=["Laplace", "one-hot"])
+def test_the_last_layer_is_learned_as_if_there_were_no_other(prior_std, inner):
+    X, y = data(60)
+    clf = classifier(method=jacana.LastLayer(method=inner), prior_std=prior_std).fit(X, y)
+    alone = classifier(parameters="2", method=inner, prior_std=prior_std).fit(X, y)
+    np.testing.assert_allclose(clf.predict_proba(X), alone.predict_proba(X), rtol=1e-9)
+    assert clf.prior_std_ == alone.prior_std_
+    assert isinstance(clf.method_, jacana.LastLayer)
+    assert clf.method_.method == alone.method_
+
+
+def test_a_point_is_not_sharpened_for_an_average():
+    X, y = data(60)
+    assert classifier(method="map").fit(X, y).sharpness_ == 1.0
+
+
+@pytest.mark.parametrize("method", ["map", "one-hot", "laplace"])
+def test_means_are_compared_by_one_evidence(method):
+    X, y = data(60)
+    found = {
+        mean: classifier(mean=mean, criterion="evidence").fit(X, y).log_marginal_likelihood_value_
+        for mean in ("network", "zero")
+    }
+    best = max(found, key=found.get)
+    assert classifier(mean="auto", criterion="evidence", method=method).fit(X, y).mean_ == best
+
+
+def test_weights_beside_a_loader_that_shuffles_are_refused():
+    X, y = data(40)
+    pairs = TensorDataset(torch.from_numpy(X), torch.from_numpy(np.unique(y, return_inverse=True)[1]))
+    weights = np.linspace(0.1, 2.0, 40)
+    with pytest.raises(jacana.errors.InvalidOption, match=r"sample_weight: .* shuffle=False"):
+        classifier(**FIXED).fit(DataLoader(pairs, 8, shuffle=True), sample_weight=weights)
+    found = classifier(**FIXED).fit(DataLoader(pairs, 8), sample_weight=weights)
+    same = classifier(**FIXED).fit(X, y, weights)
+    np.testing.assert_allclose(found.predict_proba(X), same.predict_proba(X), rtol=1e-6)
+    with pytest.raises(jacana.errors.InvalidOption, match=r"^sample_weight: .* each of 40 examples"):
+        classifier(**FIXED).fit(X, y, weights[:5])
+
+
+def test_numbers_of_numpy_are_numbers(as_users_run_it):
+    X, y = data(30)
+    clf = classifier(relinearize=np.int64(1), temperature=np.float32(1.5), prior_std=np.float32(0.5)).fit(X, y)
+    assert clf.temperature_ == 1.5
+
+
+def test_a_posterior_of_another_network_is_not_relinearized(as_users_run_it):
+    X, y = data(30)
+    post = classifier(prior_std=0.5, temperature=1.0).fit(X, y).posterior_
+    with pytest.raises(jacana.errors.InvalidOption, match="another network"):
+        jacana.TangentGP(nn.Linear(2, 3)).relinearize(post)

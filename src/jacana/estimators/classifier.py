@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler
 
 from jacana.errors import InvalidOption
 from jacana.estimators.columns import check_columns, remember_columns
@@ -99,7 +101,8 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         prior_std_, temperature_, mean_: learned or given.
         power_, sharpness_: what each label is worth, and how sure what is said of new ones is made, see
             :class:`Tempered`; one where they were not learned.
-        log_marginal_likelihood_value_: log p(y) at these, by the method's approximation; None where it has none.
+        log_marginal_likelihood_value_: log p(y) at these, by the method's approximation, each label counted as
+            ``power_``: fits with different powers cannot be compared by it. None where the method has none.
         n_features_in_: columns of a two-dimensional X.
 
     References:
@@ -170,12 +173,20 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.predictive is not None and not isinstance(self.predictive, Predictive):
             raise InvalidOption(f"predictive: got {self.predictive!r}; expected an object like jacana.Probit().")
         lin = linearize(self.net, self.parameters, self.output, self.forward, batch_size=self.batch_size)
+        layer = method if isinstance(method, LastLayer) else None
+        if layer is not None:  # its scales are those of its own kernel
+            lin, method = layer.within(lin), layer.method or _DEFAULT
         learned = self.prior_std is None or isinstance(self.prior_std, str)
         start = 1.0 if learned else self.prior_std
         models = [
             TangentGP(lin, start, mean, self.temperature or 1.0, progress=self.progress) for mean in _MEANS[self.mean]
         ]
         if isinstance(X, DataLoader):
+            if sample_weight is not None and isinstance(X.sampler, RandomSampler | SubsetRandomSampler):
+                raise InvalidOption(
+                    "sample_weight: got weights beside a DataLoader that shuffles, so that it is not known whose they "
+                    "are; take shuffle=False."
+                )
             examples, y = lin.pairs(X, y, "X")
         else:
             examples = lin.examples(X, "X")
@@ -192,7 +203,7 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         self.classes_, self._multilabel = labels.classes, labels.multilabel
         self.posterior_ = posterior
-        self.method_ = posterior.method
+        self.method_ = posterior.method if layer is None else replace(layer, method=posterior.method)
         self.method_reason_ = (
             "the default" if method is _DEFAULT and posterior.reason == "as asked" else posterior.reason
         )
@@ -257,17 +268,22 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         words: dict[str, Any] = {"prior_std": prior, "temperature": self.temperature, "likelihood": labels.likelihood}
         if self.criterion == "leave-one-out":
             own = isinstance(method, LabelRegression)  # these have a noise and a scale of their own
-            words |= dict.fromkeys(("power", "sharpness"), 1.0 if own else None)
+            point = isinstance(method, MAP | StochasticMAP)  # what smooths an average would sharpen it too much
+            words |= {"power": 1.0 if own else None, "sharpness": 1.0 if own or point else None}
             if len(models) > 1:  # which mean is better is seen by few labels, and one scale for all layers
                 rough = words | {"power": None, "sharpness": None, "most": _FEW}
                 rough |= {"prior_std": "shared"} if prior == "layers" else {}
                 models = [max(models, key=lambda gp: left_out(gp, examples, labels.targets, **rough).score)]
             return left_out(models[0], examples, labels.targets, **words).condition(examples, labels.targets, method)
-        learned = [maximize_evidence(gp, examples, labels.targets, **words) for gp in models]
-        posteriors = [
-            gp.condition(examples, labels.targets, likelihood=likelihood, method=method) for gp, likelihood in learned
-        ]
-        return max(posteriors, key=lambda one: one.log_evidence) if len(posteriors) > 1 else posteriors[0]
+        learned = [maximize_evidence(gp, examples, labels.targets, **words)[0] for gp in models]
+        words = {"likelihood": labels.likelihood}
+        if len(learned) > 1:  # by the approximation that the scales are of, whatever the method
+
+            def evidence(gp: TangentGP) -> float:
+                return gp.condition(examples, labels.targets, **words, method=Laplace()).log_evidence
+
+            learned = [max(learned, key=evidence)]
+        return learned[0].condition(examples, labels.targets, **words, method=method)
 
     def _columns(self, p: Tensor) -> Array:
         found = _numpy(p)
@@ -284,14 +300,14 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return _METHODS[self.method]
 
     def _steps(self) -> int:
-        if isinstance(self.relinearize, bool) or not isinstance(self.relinearize, int) or self.relinearize < 0:
+        if isinstance(self.relinearize, bool) or not isinstance(self.relinearize, Integral) or self.relinearize < 0:
             raise InvalidOption(f"relinearize: got {self.relinearize!r}; expected zero or a positive whole number.")
         if self.relinearize and self.mean != "network":
             raise InvalidOption(
                 f"mean: got {self.mean!r} with relinearize={self.relinearize}, and the tangent of a network that is "
                 "not its own prior mean has nothing to follow; take mean='network'."
             )
-        return self.relinearize
+        return int(self.relinearize)
 
 
 def _numpy(tensor: Tensor) -> Array:

@@ -115,11 +115,13 @@ def _classes(y: NDArray[Any], c: int, classes: Any) -> NDArray[Any]:
 def _weights(y: NDArray[Any], class_weight: Any, sample_weight: Any) -> Any:
     if class_weight is None and sample_weight is None:
         return None
-    weights = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+    given = sample_weight.detach().cpu().numpy() if isinstance(sample_weight, Tensor) else sample_weight
     try:
+        weights = np.ones(len(y)) if given is None else np.asarray(given, dtype=np.float64)
         check_consistent_length(y, weights)
-        if class_weight is not None:
-            weights = weights * compute_sample_weight(class_weight, y)
+    except (ValueError, TypeError) as error:
+        raise InvalidOption(f"sample_weight: {error} Expected a number for each of {len(y)} examples.") from error
+    try:
+        return weights if class_weight is None else weights * compute_sample_weight(class_weight, y)
     except (ValueError, TypeError) as error:
         raise InvalidOption(f"class_weight: {error}") from error
-    return weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from jacana.estimators.columns import check_columns, remember_columns
 from jacana.evidence import maximize_evidence
 from jacana.linearization import linearize
 from jacana.networks import Selection
-from jacana.posteriors import FunctionSpace, Method, Pathwise, TangentGP, WeightSpace
+from jacana.posteriors import FunctionSpace, LastLayer, Method, Pathwise, TangentGP, WeightSpace
 from jacana.solvers import CG
 
 __all__ = ["NTKRegressor"]
@@ -115,6 +116,9 @@ class NTKRegressor(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ig
         """
         method = self._method()
         lin = linearize(self.net, self.parameters, self.output, self.forward, batch_size=self.batch_size)
+        layer = method if isinstance(method, LastLayer) else None
+        if layer is not None:  # its scales are those of its own kernel
+            lin, method = layer.within(lin), layer.method
         learned = self.prior_std is None or isinstance(self.prior_std, str)
         gp = TangentGP(lin, 1.0 if learned else self.prior_std, self.mean, progress=self.progress)
         examples, targets = lin.pairs(X, y, "X")
@@ -124,7 +128,8 @@ class NTKRegressor(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ig
         posterior = gp.condition(examples, targets, likelihood=likelihood, method=method)
         std = likelihood.noise_std.numpy()
         self.posterior_ = posterior
-        self.method_, self.method_reason_ = posterior.method, posterior.reason
+        self.method_ = posterior.method if layer is None else replace(layer, method=posterior.method)
+        self.method_reason_ = posterior.reason
         self.prior_std_ = gp.prior_std
         self.noise_std_: Any = float(std) if std.ndim == 0 else std.copy()
         self.log_marginal_likelihood_value_ = posterior.log_evidence

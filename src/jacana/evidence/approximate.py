@@ -31,8 +31,8 @@ def approximate(observations: Observations, asked: Asked, *, progress: bool) -> 
 
         L = log p(y | f̂) − ½ δ̂ᵀ S⁻¹ δ̂ − ½ log |I + S^½ Jᵀ H J S^½|
 
-    at the mode of the linear model for each choice, from the two best points of a coarse grid on, by L-BFGS on
-    logarithms.
+    less ½ (log T / ½)², without which a network that is right on all labels would be made ever more certain. It is at
+    the mode of the linear model for each choice, from the two best points of a coarse grid on, by L-BFGS on logarithms.
 
     References:
         Rasmussen and Williams 2006, section 5.5.1. Immer, Bauer, Fortuin, Rätsch, Khan 2021 (arXiv 2104.04975). Antorán
@@ -47,7 +47,8 @@ def approximate(observations: Observations, asked: Asked, *, progress: bool) -> 
             return _FAILED, np.zeros_like(point)
         value, by_scale, by_temperature = evidence(side, mode, surface.logits / surface.read(point)[1])
         slope = by_scale.tolist()[: surface.n_scales] + [by_temperature] * asked.temperature
-        return -value, -np.array(slope)
+        doubt, by_doubt = surface.doubt(point)
+        return doubt - value, by_doubt - np.array(slope)
 
     grid = [surface.common(size) for size in _GRID] if surface.n_scales else []
     ranked = sorted([*grid, surface.clipped(surface.given)], key=lambda point: objective(point)[0])

@@ -15,7 +15,15 @@ from jacana.errors import InvalidOption, NotPositiveDefinite
 from jacana.evidence.approximate import approximate
 from jacana.evidence.scaled import asked_for, scaled, with_temperature
 from jacana.evidence.surface import Asked, Surface, Vector
-from jacana.likelihoods import Bernoulli, Categorical, Likelihood, Tempered, unscaled
+from jacana.likelihoods import (
+    Bernoulli,
+    Categorical,
+    HeteroscedasticGaussian,
+    Likelihood,
+    Tempered,
+    layers,
+    unscaled,
+)
 from jacana.networks import Data
 from jacana.posteriors import (
     FunctionSpace,
@@ -35,12 +43,6 @@ __all__ = ["LeftOut", "left_out", "maximize_leave_one_out"]
 _SIZES = (0.1, 0.5, 1.5, 4.0, 12.0)
 _TEMPERATURES = (0.7, 1.5)
 _POWERS = (1.0, 10.0, 100.0)
-_SPREAD = 0.5
-"""Of log T a priori, about zero: the network's logits are those of its own task, or half or twice them."""
-
-_POWER_SPREAD = 1.5
-"""Of log w: labels are worth one observation, or a few."""
-
 _SHARPNESS_SPREAD = 1.0
 """Of log τ: what is said of new labels is about as sure as the posterior."""
 
@@ -76,7 +78,8 @@ def maximize_leave_one_out(
     said of new ones should be, τ: what smooths best need not be calibrated. Temperature, w and τ have a prior about
     one, because a few labels do not say everything.
 
-    Costs some 100 Laplace approximations, each of a few factorisations; on at most 3,000 function values.
+    Costs some 100 Laplace approximations, each of a few factorisations, on at most 3,000 function values; 30,000 where
+    the parameters are fewer than 3,000.
 
     Args:
         gp: the model; its ``prior_std`` gives the shape of the prior that is scaled.
@@ -87,14 +90,15 @@ def maximize_leave_one_out(
             other from the evidence, and one factor on them from the labels left out; a number or a mapping is fixed.
         temperature: None learns T where the prior mean is the network's; a number is held fixed.
         power: None learns w, if p(y | f) is no :class:`Tempered` yet; a number is held fixed, one for none.
-        sharpness: None learns τ, of class labels, if p(y | f) is no :class:`Tempered` yet; a number is held fixed.
+        sharpness: None learns τ, of class labels, if p(y | f) is no :class:`Tempered` yet; a number is held fixed. It
+            is for averages over the posterior: for :class:`MAP`, whose probabilities are of a point, give one.
 
     Returns:
         The model with what was learned, and the likelihood, tempered.
 
     Raises:
         InvalidData: data that cannot be used.
-        InvalidOption: an unknown word, or an impossible value.
+        InvalidOption: an unknown word, or an impossible value; :class:`HeteroscedasticGaussian`.
 
     References:
         Rasmussen and Williams 2006, section 5.4.2. Vehtari et al. 2016 (arXiv 1412.7461), section 3.3.
@@ -159,8 +163,13 @@ def left_out(
         raise InvalidOption(f"gp: got {type(gp).__name__}; expected jacana.TangentGP(net).")
     if not isinstance(likelihood, Likelihood):
         raise InvalidOption(f"likelihood: got {likelihood!r}; expected one like jacana.Categorical().")
+    if isinstance(unscaled(likelihood), HeteroscedasticGaussian):
+        raise InvalidOption(
+            "likelihood: got HeteroscedasticGaussian(), whose curvature is an expectation, so that nothing can be left "
+            "out of it in closed form; take jacana.maximize_evidence(gp, x, y, likelihood=...)."
+        )
     base, asked = asked_for(gp, prior_std, temperature)
-    told = isinstance(likelihood, Tempered)
+    told = any(isinstance(layer, Tempered) for layer in layers(likelihood))
     learns = power is None and not told
     sharpens = sharpness is None and not told and isinstance(unscaled(likelihood), Categorical | Bernoulli)
     w, tau = (1.0 if value is None else value for value in (power, sharpness))
@@ -199,10 +208,7 @@ def _search(surface: Surface) -> tuple[Vector, float]:
             return _FAILED
         data = side.observations
         log_probability = cavity_of(mode, data).log_probability(data.likelihood, data.targets).sum()
-        doubt = 0.5 * (np.log(surface.power(point)) / _POWER_SPREAD) ** 2
-        if surface.asked.temperature:
-            doubt += 0.5 * (np.log(surface.read(point)[1]) / _SPREAD) ** 2
-        value = float(doubt) - float(log_probability)
+        value = surface.doubt(point)[0] - float(log_probability)
         return value if np.isfinite(value) else _FAILED
 
     given = surface.clipped(surface.given)

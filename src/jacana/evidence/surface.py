@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jacana.likelihoods import Likelihood, Tempered
+from jacana.likelihoods import Likelihood, Tempered, weights_of
 from jacana.linearization import Prior, fits
 from jacana.posteriors import Mode, Model, Observations, mode_of
 from jacana.posteriors.sides import KernelSide, Side, WeightSide
@@ -21,6 +21,9 @@ __all__ = ["LARGEST", "Asked", "Surface", "Vector"]
 LARGEST = 3_000
 """Function values, or parameters, of which a curvature is factorised a hundred times in a minute or a few."""
 
+_MANY = 30_000
+"""Function values, where it is the curvature of fewer parameters."""
+
 _WIDER = 3
 """A side of the data so many times as large as that of the parameters is still factorised in less time."""
 
@@ -29,6 +32,13 @@ _SCALE_RANGE = (1e-5, 1e3)
 
 _TEMPERATURE_RANGE = (0.05, 20.0)
 _POWER_RANGE = (0.1, 1e4)
+
+_SPREAD = 0.5
+"""Of log T a priori, about zero: the network's logits are those of its own task, or half or twice them."""
+
+_POWER_SPREAD = 1.5
+"""Of log w: labels are worth one observation, or a few."""
+
 Vector = NDArray[np.float64]
 
 
@@ -100,6 +110,12 @@ class Surface:
         """What each label is worth."""
         return float(np.exp(point[-1])) if self.asked.power else 1.0
 
+    def doubt(self, point: Vector) -> tuple[float, Vector]:
+        """−log p of temperature and power, up to a constant, and its slope: a few labels do not say everything."""
+        spread = [math.inf] * self.n_scales + [_SPREAD] * self.asked.temperature + [_POWER_SPREAD] * self.asked.power
+        share = point / np.array(spread)
+        return 0.5 * float(share @ share), share / np.array(spread)
+
     def mode(self, point: Vector) -> tuple[Side, Mode]:
         """The side there, and the mode, searched from that of the last point.
 
@@ -107,8 +123,11 @@ class Surface:
             NotPositiveDefinite: the curvature cannot be factorised.
         """
         side = self._at(*self.read(point), self.power(point))
-        mode = mode_of(side, self._start)
-        self._start = mode.u if isinstance(side, KernelSide) else None  # there it is a gradient, whatever the scales
+        by_weights, start = isinstance(side, WeightSide), self._start
+        if isinstance(side, WeightSide) and start is not None:
+            start = side.coordinates(start)
+        mode = mode_of(side, start)
+        self._start = side.weights(mode.u) if by_weights else mode.u  # a gradient is one whatever the scales
         return side, mode
 
     def settled(self, point: Vector, model: Model, likelihood: Likelihood) -> Side | None:
@@ -152,10 +171,12 @@ def _side(observations: Observations, asked: Asked, *, progress: bool) -> tuple[
 
 
 def _some(observations: Observations, most: int) -> Observations:
-    """All, or as many as a side of that size can be factorised for."""
-    n, count = observations.n, max(1, most // observations.c)
-    if n <= count or observations.model.lin.n_parameters <= most:
+    """All, or as many of those that count as a side of that size can be factorised for."""
+    n = observations.n
+    count = max(1, (most if observations.model.lin.n_parameters > most else max(_MANY, most)) // observations.c)
+    if n <= count:
         return observations
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:count]
-    index = order.sort().values
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    counting = weights_of(observations.likelihood, n) > 0.0
+    index = order[counting[order]][:count].sort().values
     return observations.some(index, observations.x.some(index))

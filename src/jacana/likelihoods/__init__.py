@@ -11,5 +11,6 @@ from jacana.likelihoods.scaled import Scaled as Scaled
 from jacana.likelihoods.scaled import layers as layers
 from jacana.likelihoods.scaled import sharpness_of as sharpness_of
 from jacana.likelihoods.scaled import unscaled as unscaled
+from jacana.likelihoods.scaled import weights_of as weights_of
 from jacana.likelihoods.tempered import Tempered as Tempered
 from jacana.likelihoods.weighted import Weighted as Weighted

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from typing import Any, final
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from jacana.likelihoods.likelihood import Likelihood
 
-__all__ = ["Scaled", "layers", "sharpness_of", "unscaled"]
+__all__ = ["Scaled", "layers", "sharpness_of", "unscaled", "weights_of"]
 
 
 class Scaled(Likelihood):
@@ -111,3 +111,11 @@ def unscaled(likelihood: Likelihood) -> Likelihood:
 def sharpness_of(likelihood: Likelihood) -> float:
     """τ of all that scales together."""
     return math.prod((float(one.sharpness) for one in layers(likelihood) if isinstance(one, Scaled)), start=1.0)
+
+
+def weights_of(likelihood: Likelihood, n: int) -> Float64[Tensor, " n"]:
+    """How much each of n examples counts, by all that scales together."""
+    weights = torch.ones(n, dtype=torch.float64)
+    for one in layers(likelihood):
+        weights = one.scale(weights) if isinstance(one, Scaled) else weights
+    return weights

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import final
 
 from jaxtyping import Float, Int64
@@ -59,7 +60,7 @@ class Tempered(Scaled):
         if not isinstance(self.likelihood, Likelihood):
             raise InvalidOption(f"likelihood: got {self.likelihood!r}; expected one, e.g. jacana.Categorical().")
         for name, value in (("power", self.power), ("sharpness", self.sharpness)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value < math.inf:
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 < float(value) < math.inf:
                 raise InvalidOption(f"{name}: got {value!r}; expected a positive number, one for none.")
         if self.sharpness != 1.0 and not isinstance(unscaled(self.likelihood), Categorical | Bernoulli):
             raise InvalidOption(

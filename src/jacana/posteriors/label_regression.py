@@ -5,12 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float64
 from torch import Tensor
 
 from jacana.errors import InvalidOption
-from jacana.likelihoods import Categorical, Gaussian, Likelihood, Scaled, unscaled
+from jacana.likelihoods import Categorical, Gaussian, Likelihood, unscaled, weights_of
 from jacana.posteriors.choice import choose
 from jacana.posteriors.method import Method, State
 from jacana.posteriors.observations import Observations
@@ -76,9 +75,7 @@ class LabelRegression(Method):
 
 def counted(observations: Observations) -> tuple[Observations, Float64[Tensor, " n"]]:
     """The labels that count, and how much: those of weight zero are left out."""
-    weights, likelihood = torch.ones(observations.n, dtype=torch.float64), observations.likelihood
-    while isinstance(likelihood, Scaled):
-        weights, likelihood = likelihood.scale(weights), likelihood.likelihood
+    weights = weights_of(observations.likelihood, observations.n)
     if bool((weights == 0.0).any()):
         some = weights.nonzero().flatten()
         observations, weights = observations.some(some, observations.x.some(some)), weights[some]

@@ -87,12 +87,19 @@ class LastLayer(Method):
         if self.method is not None:
             self.method.check(likelihood)
 
+    def within(self, lin: Linearization) -> Linearization:
+        """The linearization in the layer's parameters alone.
+
+        Raises:
+            InvalidOption: there are none.
+        """
+        return lin.restricted(_names(lin, self.layer))
+
     def condition(self, observations: Observations, *, progress: bool) -> State:
         model = observations.model
-        names = _names(model.lin, self.layer)
-        lin = model.lin.restricted(names)
+        lin = self.within(model.lin)
         stds = dict(zip(model.lin.names, model.prior.stds, strict=True))
-        prior = Prior.of(lin.network, {name: stds[name] for name in names})
+        prior = Prior.of(lin.network, {name: stds[name] for name in lin.names})
         inner = replace(observations, model=replace(model, lin=lin, prior=prior))
         method = choose(inner).method if self.method is None else self.method
         return _LastLayerState(observations, method.condition(inner, progress=progress))

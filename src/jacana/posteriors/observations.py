@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import torch
@@ -180,7 +181,7 @@ def valid_temperature(temperature: Any) -> float:
     Raises:
         InvalidOption: anything else.
     """
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0.0 < temperature < math.inf:
+    if isinstance(temperature, bool) or not isinstance(temperature, Real) or not 0.0 < float(temperature) < math.inf:
         raise InvalidOption(f"temperature: got {temperature!r}; expected a positive number that divides the logits.")
     return float(temperature)
 

@@ -178,10 +178,10 @@ class TangentGP:
         new point. Costs a few passes of the data through the network.
 
         Args:
-            post: a posterior of this process.
+            post: a posterior of this process, or of one with another prior, which then goes on.
 
         Raises:
-            InvalidOption: no posterior, or a prior mean of zero.
+            InvalidOption: no posterior, that of another network, or a prior mean of zero.
 
         References:
             Antorán et al. 2022 (arXiv 2206.08900), for the evidence at a point that is no mode of the network.
@@ -199,6 +199,9 @@ class TangentGP:
         """
         if not isinstance(post, Posterior):
             raise InvalidOption(f"post: got {type(post).__name__}; expected what gp.condition(x, y, ...) gives.")
+        network, other = self.linearization.network, post.observations.model.lin.network
+        if (network.names, network.sizes) != (other.names, other.sizes):
+            raise InvalidOption("post: got the posterior of another network; expected one of this process.")
         return TangentGP.of(relinearized(post.observations, post.weights), progress=self._progress)
 
     def __repr__(self) -> str:

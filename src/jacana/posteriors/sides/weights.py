@@ -81,6 +81,10 @@ class WeightSide(Side):
     def weights(self, u: Float64[Tensor, " p"]) -> Float64[Tensor, " p"]:
         return self.std * u
 
+    def coordinates(self, weights: Float64[Tensor, " p"]) -> Float64[Tensor, " p"]:
+        """The u of these weights."""
+        return torch.where(self.std > 0.0, weights / self.std, 0.0)
+
     def shares(self, u: Float64[Tensor, " p"], v: Float64[Tensor, " p"]) -> Float64[Tensor, " l"]:
         return self.grouped(u * v)
 
