@@ -355,6 +355,15 @@ def test_weights_beside_a_loader_that_shuffles_are_refused():
         classifier(**FIXED).fit(X, y, weights[:5])
 
 
+def test_labels_of_a_loader_are_whole_numbers():
+    X, y = data(40)
+    clf = classifier(**FIXED).fit(DataLoader(TensorDataset(torch.from_numpy(X), torch.from_numpy(y)), 8))
+    assert clf.classes_.dtype == np.int64
+    np.testing.assert_array_equal(clf.predict(X), classifier(**FIXED).fit(X, y).predict(X))
+    with pytest.raises(jacana.errors.InvalidData, match="y: got None"):
+        classifier(**FIXED).fit(X, None)
+
+
 def test_numbers_of_numpy_are_numbers(as_users_run_it):
     X, y = data(30)
     clf = classifier(relinearize=np.int64(1), temperature=np.float32(1.5), prior_std=np.float32(0.5)).fit(X, y)

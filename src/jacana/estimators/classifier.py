@@ -188,6 +188,7 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                     "are; take shuffle=False."
                 )
             examples, y = lin.pairs(X, y, "X")
+            y = y.to(torch.int64) if bool((y == y.round()).all()) else y  # targets are numbers; labels count
         else:
             examples = lin.examples(X, "X")
         labels = Labels.of(

@@ -51,6 +51,8 @@ class Labels:
             InvalidData: labels that do not fit the outputs.
             InvalidOption: ``classes`` or weights that are none.
         """
+        if y is None:
+            raise InvalidData("y: got None; give a label for each example, or a DataLoader of (input, label) as X.")
         given = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
         if given.ndim == 2 and given.shape[1] == 1:
             given = given[:, 0]
