@@ -26,7 +26,9 @@ _CONVERGED = 1e-9
 _FAILED = 1e300
 
 
-def approximate(observations: Observations, asked: Asked, *, progress: bool) -> tuple[list[float], float]:
+def approximate(
+    observations: Observations, asked: Asked, *, most: int | None = None, progress: bool
+) -> tuple[list[float], float]:
     """Factors on the scales of the layers, and the temperature, of the largest Laplace evidence.
 
         L = log p(y | f̂) − ½ δ̂ᵀ S⁻¹ δ̂ − ½ log |I + S^½ Jᵀ H J S^½|
@@ -38,7 +40,7 @@ def approximate(observations: Observations, asked: Asked, *, progress: bool) -> 
         Rasmussen and Williams 2006, section 5.5.1. Immer, Bauer, Fortuin, Rätsch, Khan 2021 (arXiv 2104.04975). Antorán
         et al. 2022 (arXiv 2206.08900): the mode has to be that of the linear model.
     """
-    surface = Surface(observations, asked, progress=progress)
+    surface = Surface(observations, asked, most=most, progress=progress)
 
     def objective(point: Vector) -> tuple[float, Vector]:
         try:

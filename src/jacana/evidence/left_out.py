@@ -48,6 +48,9 @@ _SHARPNESS_SPREAD = 1.0
 
 _SHARPEST = 20.0
 
+_FEW = 1_500
+"""Function values that tell how the scales of layers compare."""
+
 _FAILED = 1e300
 
 
@@ -179,7 +182,7 @@ def left_out(
         return LeftOut(base, held, math.nan, None)
     with torch.inference_mode(False):
         if asked.scales and asked.by_layer:
-            scales, _ = approximate(observations, asked, progress=gp.progress)
+            scales, _ = approximate(observations, asked, most=_FEW, progress=gp.progress)
             base = scaled(base, scales, layers=True)
             observations = replace(observations, model=base.model)
         shared = Asked(asked.scales, by_layer=False, temperature=asked.temperature, power=learns)
