@@ -23,6 +23,9 @@ _ENOUGH = 0.01
 _CONVERGED = 1e-9
 """Of the evidence, in the end."""
 
+_FEW = 600
+"""Function values by which the way is looked for, where there are more."""
+
 _FAILED = 1e300
 
 
@@ -34,15 +37,18 @@ def approximate(
         L = log p(y | f̂) − ½ δ̂ᵀ S⁻¹ δ̂ − ½ log |I + S^½ Jᵀ H J S^½|
 
     less ½ (log T / ½)², without which a network that is right on all labels would be made ever more certain. It is at
-    the mode of the linear model for each choice, from the two best points of a coarse grid on, by L-BFGS on logarithms.
+    the mode of the linear model for each choice, by L-BFGS on logarithms: with few of the examples from the two best
+    points of a coarse grid, and with all of them from the better end.
 
     References:
         Rasmussen and Williams 2006, section 5.5.1. Immer, Bauer, Fortuin, Rätsch, Khan 2021 (arXiv 2104.04975). Antorán
         et al. 2022 (arXiv 2206.08900): the mode has to be that of the linear model.
     """
     surface = Surface(observations, asked, most=most, progress=progress)
+    few = observations.n * observations.c > _FEW and observations.model.lin.n_parameters > _FEW
+    rough = Surface(observations, asked, most=_FEW, progress=progress) if few else surface
 
-    def objective(point: Vector) -> tuple[float, Vector]:
+    def objective(point: Vector, surface: Surface) -> tuple[float, Vector]:
         try:
             side, mode = surface.mode(point)
         except NotPositiveDefinite:
@@ -52,21 +58,21 @@ def approximate(
         doubt, by_doubt = surface.doubt(point)
         return doubt - value, by_doubt - np.array(slope)
 
-    grid = [surface.common(size) for size in _GRID] if surface.n_scales else []
-    ranked = sorted([*grid, surface.clipped(surface.given)], key=lambda point: objective(point)[0])
-
-    def climbed(start: Vector, enough: float) -> OptimizeResult:
+    def climbed(start: Vector, surface: Surface, enough: float) -> OptimizeResult:
         return minimize(
             objective,
-            start,
+            surface.clipped(start),
+            args=(surface,),
             jac=True,
             bounds=surface.bounds,
             method="L-BFGS-B",
             options={"maxiter": 60, "ftol": enough},
         )
 
-    rough = [climbed(start, _ENOUGH / max(1.0, abs(objective(start)[0]))) for start in ranked[:2]]
-    found = climbed(min(rough, key=lambda one: float(one.fun)).x, _CONVERGED)  # the better of them to the end
+    grid = [rough.common(size) for size in _GRID] if rough.n_scales else []
+    ranked = sorted([*grid, rough.clipped(rough.given)], key=lambda point: objective(point, rough)[0])
+    tops = [climbed(start, rough, _ENOUGH / max(1.0, abs(objective(start, rough)[0]))) for start in ranked[:2]]
+    found = climbed(min(tops, key=lambda one: float(one.fun)).x, surface, _CONVERGED)  # the better of them to the end
     best, where = float(found.fun), found.x
     if best >= _FAILED:
         raise NotPositiveDefinite(
