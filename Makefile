@@ -16,7 +16,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(STAMP)  ## digits and sinusoids in under three minutes: tables, and a picture whose path comes last
+demo: $(STAMP)  ## digits and sinusoids in under four minutes: tables, and a picture whose path comes last
 	@$(BIN)/python -m experiments.demo --out $(OUT)/demo
 
 test: $(STAMP)  ## the whole test suite, README and docstrings included

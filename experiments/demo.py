@@ -1,4 +1,4 @@
-"""The demonstration: rotated digits and sinusoids, in under three minutes on two cores.
+"""The demonstration: rotated digits and sinusoids, in under four minutes on two cores.
 
     make demo
 
