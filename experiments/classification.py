@@ -25,8 +25,8 @@ Seconds are CPU seconds of all threads, of fitting, every choice included.
         [--seeds N] [--workers N] [--threads N] [--quick]
 
 Each number of labels has a record of its own, ``<out>/classification-<labels>.json``; the picture is of all that lie in
-the folder. What is finished lies in ``<out>/classification-parts``, one file a number of labels, seed and method; a
-later run with the same settings continues there, and the report is of all that it asks for.
+the folder. What is finished lies in ``<out>/classification-parts``, one file a number of labels, seed and method, and
+at last in the record. A later run with the same settings continues from both; what is on record stays there.
 """
 
 from __future__ import annotations
@@ -141,13 +141,14 @@ def run(
     """All cases of one number of labels; what is on disk from an earlier run with these settings is not done again.
 
     Returns:
-        A row a case, and the environments that they were made in.
+        A row a case, those on record among them, and the environments that they were made in.
     """
     fingerprint = json.loads(json.dumps(dataclasses.asdict(settings)))
+    rows, environments = _recorded(asked.path(f"-{labels}.json"), fingerprint)
     paths = {case: asked.path("-parts") / f"{case.name}.json" for case in planned.cases(labels)}
     missing: dict[tuple[int, str], dict[Case, Path]] = {}
     for case, path in paths.items():
-        if not (path.is_file() and command.read(path)["settings"] == fingerprint):
+        if case.name not in rows and not (path.is_file() and command.read(path)["settings"] == fingerprint):
             missing.setdefault((case.seed, group(case.method)), {})[case] = path
     each(
         run_job,
@@ -157,9 +158,23 @@ def run(
         progress=asked.progress,
         workers=asked.workers,
     )
-    parts = [command.read(path) for path in paths.values()]
-    undated = [{key: value for key, value in part["environment"].items() if key != "date"} for part in parts]
-    return [part["part"] for part in parts], [one for at, one in enumerate(undated) if one not in undated[:at]]
+    parts = {case.name: command.read(path) for case, path in paths.items() if case.name not in rows}
+    for part in parts.values():
+        undated = {key: value for key, value in part["environment"].items() if key != "date"}
+        environments += [undated] if undated not in environments else []
+    rows |= {name: part["part"] for name, part in parts.items()}
+    return sorted(rows.values(), key=lambda row: (row["seed"], list(METHODS).index(row["method"]))), environments
+
+
+def _recorded(path: Path, fingerprint: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], list[Any]]:
+    """Rows by the names of their cases, and their environments, of a record with these settings."""
+    if not path.is_file():
+        return {}, []
+    record = command.read(path)
+    if any(record["settings"].get(key) != value for key, value in fingerprint.items()):
+        return {}, []
+    found = record["results"]
+    return {Case(row["labels"], row["seed"], row["method"]).name: row for row in found["rows"]}, found["environments"]
 
 
 def run_job(job: Job, tick: Callable[[], None]) -> None:

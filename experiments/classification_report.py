@@ -108,9 +108,10 @@ def markdown_paired(results: dict[str, Any], labels: int) -> str:
 def tables() -> Iterator[tuple[str, tuple[str, Callable[[dict[str, Any]], str]]]]:
     """Mark to record and table, for the pages."""
     for labels in (5, 20, 50, 200):
-        for suffix, make in (("", markdown), ("-paired", markdown_paired), ("-short", markdown_short)):
+        for suffix, make in (("", markdown), ("-paired", markdown_paired)):
             record = f"classification-{labels}"
             yield f"{record}{suffix}", (record, functools.partial(make, labels=labels))
+    yield "classification-5-short", ("classification-5", functools.partial(markdown_short, labels=5))
 
 
 def show(found: dict[str, Any]) -> str:
