@@ -43,6 +43,7 @@ __all__ = ["NTKClassifier"]
 
 Array = NDArray[np.float64]
 _DEFAULT = Laplace(rtol=1e-3)
+_POINTS = (MAP, StochasticMAP)
 _METHODS: dict[str, Method] = {
     "auto": _DEFAULT,
     "laplace": Laplace(),
@@ -211,9 +212,7 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         model = posterior.observations.model
         self.prior_std_, self.temperature_ = model.prior.given, model.temperature
         self.mean_ = "zero" if model.zero_mean else "network"
-        self.log_marginal_likelihood_value_ = (
-            None if isinstance(posterior.method, MAP | StochasticMAP) else posterior.log_evidence
-        )
+        self.log_marginal_likelihood_value_ = None if isinstance(posterior.method, _POINTS) else posterior.log_evidence
         told = posterior.likelihood
         self.power_, self.sharpness_ = (
             (float(told.power), float(told.sharpness)) if isinstance(told, Tempered) else (1.0, 1.0)
@@ -269,7 +268,7 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         words: dict[str, Any] = {"prior_std": prior, "temperature": self.temperature, "likelihood": labels.likelihood}
         if self.criterion == "leave-one-out":
             own = isinstance(method, LabelRegression)  # these have a noise and a scale of their own
-            point = isinstance(method, MAP | StochasticMAP)  # what smooths an average would sharpen it too much
+            point = isinstance(method, _POINTS)  # what smooths an average would sharpen it too much
             words |= {"power": 1.0 if own else None, "sharpness": 1.0 if own or point else None}
             if len(models) > 1:  # which mean is better is seen by few labels, and one scale for all layers
                 rough = words | {"power": None, "sharpness": None, "most": _FEW}
@@ -277,14 +276,13 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 models = [max(models, key=lambda gp: left_out(gp, examples, labels.targets, **rough).score)]
             return left_out(models[0], examples, labels.targets, **words).condition(examples, labels.targets, method)
         learned = [maximize_evidence(gp, examples, labels.targets, **words)[0] for gp in models]
-        words = {"likelihood": labels.likelihood}
+
+        def conditioned(gp: TangentGP, method: Method) -> Posterior:
+            return gp.condition(examples, labels.targets, likelihood=labels.likelihood, method=method)
+
         if len(learned) > 1:  # by the approximation that the scales are of, whatever the method
-
-            def evidence(gp: TangentGP) -> float:
-                return gp.condition(examples, labels.targets, **words, method=Laplace()).log_evidence
-
-            learned = [max(learned, key=evidence)]
-        return learned[0].condition(examples, labels.targets, **words, method=method)
+            learned = [max(learned, key=lambda gp: conditioned(gp, Laplace()).log_evidence)]
+        return conditioned(learned[0], method)
 
     def _columns(self, p: Tensor) -> Array:
         found = _numpy(p)
