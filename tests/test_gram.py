@@ -289,3 +289,21 @@ def test_examples_in_the_middle_of_a_layer():
     lin, _, ruled = found_by_rules(net, x)
     assert ruled == frozenset(range(4))
     oracles.assert_close(lin.jacobian(x), oracles.jacobian(net, x), DOUBLE)
+
+
+def test_the_fewer_are_held_so_that_all_others_pass_once():
+    net = nn.Sequential(nn.Linear(40, 300), nn.Tanh(), nn.Linear(300, 5)).double()
+    x = torch.randn(400, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    lin = jacana.linearize(net)
+    want = jacana.gram(lin, x, x[:6])
+    seen = []
+    features = lin.features
+    object.__setattr__(
+        lin, "features", lambda examples, *a, **o: seen.append(len(examples)) or features(examples, *a, **o)
+    )
+    for first, second in ((x, x[:6]), (x[:6], x)):
+        seen.clear()
+        got = jacana.gram(lin, first, second, memory_budget=3_000_000)
+        assert torch.allclose(got, want if first is x else want.T, rtol=1e-12)
+        assert max(seen) < 100, "the budget asks for blocks"
+        assert sum(seen) == 406

@@ -120,6 +120,31 @@ def test_a_rank_that_is_enough_is_not_exceeded():
     assert P.PivotedCholesky(8).prepare(covariance).rank <= 8
 
 
+@pytest.mark.parametrize("preconditioner", [P.Nystrom(150), P.PivotedCholesky(150)], ids=["nystrom", "pivoted"])
+@pytest.mark.parametrize(("above", "dtype"), [(1.5, torch.float32), (0.5, DOUBLE)], ids=["float32", "float64"])
+def test_columns_in_the_networks_dtype_leave_the_preconditioner_below(preconditioner, above, dtype, monkeypatch):
+    """Of a kernel that is singular: where pivots of W are rounding alone, M is above A; far above, for large ones."""
+    root = random(600, 20)
+    K = root @ root.T / 20.0
+    kernel = Dense(K, torch.float32)
+    asked = []
+
+    def columns(index, dtype):
+        asked.append(dtype)
+        return K.to(dtype)[:, index].to(DOUBLE)
+
+    monkeypatch.setattr(kernel, "columns", columns)
+    monkeypatch.setattr(kernel, "diagonal", K.diagonal)
+    noise = above * torch.finfo(torch.float32).eps * float(K.diagonal().sum())
+    prepared = preconditioner.prepare(Covariance(kernel, torch.full((600,), noise, dtype=DOUBLE)))
+    assert set(asked) == {dtype}
+    M = np.linalg.inv(prepared.solve(torch.eye(600, dtype=DOUBLE)).numpy())
+    L = np.linalg.cholesky(K.numpy() + noise * np.eye(600))
+    ratios = np.linalg.eigvalsh(np.linalg.solve(L, np.linalg.solve(L, M).T))
+    assert ratios.max() < 1.001
+    assert ratios.min() > 0.99
+
+
 @EVERY
 def test_ill_conditioned_systems_are_solved_or_said_not_to_be(preconditioner):
     """Condition number 1e10, and examples that are repeated."""

@@ -139,13 +139,13 @@ class Products:
         """The examples with these numbers, which ascend."""
         return self.source.some(index)
 
-    def kernel(self, others: Examples, prior: Prior) -> Float64[Tensor, "nc mc"]:
-        """J S J′ᵀ with m other examples, contracted in float64 from their features."""
+    def kernel(self, others: Examples, prior: Prior, dtype: torch.dtype = torch.float64) -> Float64[Tensor, "nc mc"]:
+        """J S J′ᵀ with m other examples, contracted from their features in that dtype."""
         kernel = torch.empty(self.n * self.c, len(others) * self.c, dtype=torch.float64, device=self.lin.device)
         start = 0
         for piece in self.pieces():  # each at once in its place: what is left among large blocks cuts memory to pieces
             stop = start + len(piece) * self.c
-            kernel[start:stop] = dense_kernel(self.lin, piece, others, prior)
+            kernel[start:stop] = dense_kernel(self.lin, piece, others, prior, dtype=dtype)
             start = stop
         return kernel
 

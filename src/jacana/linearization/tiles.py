@@ -67,10 +67,13 @@ def tiles(
 ) -> None:
     """Visit every pair of an example of ``x1`` with one of ``x2`` once; with x2 None, each unordered pair.
 
-    A slab of the first is held, the second go past it block by block; then the next slab. With x2 None the one that
+    A slab of the fewer is held, the others go past it block by block; then the next slab. With x2 None the one that
     comes later in the data is the first of a pair: below the diagonal of the kernel. What has been visited is gone
     before more is computed: nobody else may hold it.
     """
+    if x2 is not None and len(x2) < len(x1):
+        tiles(features, lambda one, other: visit(other, one), x2, x1, room, progress=progress)
+        return
     slabs = _cut(0, len(x1), room.slab)
     passing = [_cut(stop, len(x1), room.block) if x2 is None else _cut(0, len(x2), room.block) for _, stop in slabs]
     blocks = sum(len(_cut(start, stop, room.block)) for start, stop in slabs) + sum(map(len, passing))

@@ -58,8 +58,8 @@ class Covariance(Operator):
     def precise_times(self, matrix: Float64[Tensor, "n k"]) -> Float64[Tensor, "n k"]:
         return self.kernel.precise_times(matrix).addcmul_(self.noise.unsqueeze(1), matrix)
 
-    def columns(self, index: Int64[Tensor, " k"]) -> Float64[Tensor, "n k"]:
-        columns = self.kernel.columns(index)
+    def columns(self, index: Int64[Tensor, " k"], dtype: torch.dtype = torch.float64) -> Float64[Tensor, "n k"]:
+        columns = self.kernel.columns(index, dtype)
         columns[index, torch.arange(len(index), device=index.device)] += self.noise[index]
         return columns
 

@@ -17,6 +17,7 @@ from jacana.linearization import (
     Products,
     budget,
     dense_kernel,
+    diagonal_blocks,
     linearize,
     valid_memory_budget,
 )
@@ -115,11 +116,23 @@ class NTK(Operator):
         variances = self._prior.vector(self.device).square().unsqueeze(1)
         return self._left.precise_times(variances * self._right.precise_transposed_times(matrix))
 
-    def columns(self, index: Int64[Tensor, " k"]) -> Float64[Tensor, "nc k"]:
+    def columns(self, index: Int64[Tensor, " k"], dtype: torch.dtype = torch.float64) -> Float64[Tensor, "nc k"]:
         """Some of the columns, contracted as :meth:`to_dense` does: of the examples that they belong to."""
+        examples, place = self._owners(index)
+        return self._left.kernel(self._right.some(examples), self._prior, dtype)[:, place]
+
+    def diagonal_at(self, index: Int64[Tensor, " k"]) -> Float64[Tensor, " k"]:
+        if not self._symmetric:
+            return super().diagonal_at(index)
+        examples, place = self._owners(index)
+        blocks = diagonal_blocks(self._lin, self._left.some(examples), self._prior)
+        return blocks.diagonal(dim1=1, dim2=2).flatten()[place]
+
+    def _owners(self, index: Int64[Tensor, " k"]) -> tuple[Int64[Tensor, " m"], Int64[Tensor, " k"]]:
+        """The examples that some columns belong to, and where the columns are among theirs."""
         c = self._right.c
         examples, place = torch.unique(index.div(c, rounding_mode="floor"), return_inverse=True)
-        return self._left.kernel(self._right.some(examples), self._prior)[:, place * c + index % c]
+        return examples, place * c + index % c
 
     @property
     def n_weights(self) -> int:

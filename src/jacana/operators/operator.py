@@ -90,14 +90,22 @@ class Operator(ABC):
         """The product in float64, as precise as the operator can have it: what a solver's residual is taken by."""
         return self.times(matrix.to(self.dtype)).to(torch.float64)
 
-    def columns(self, index: Int64[Tensor, " k"]) -> Float64[Tensor, "rows k"]:
-        """Some of the columns, in float64."""
+    def columns(
+        self,
+        index: Int64[Tensor, " k"],
+        dtype: torch.dtype = torch.float64,  # noqa: ARG002 - of operators that contract
+    ) -> Float64[Tensor, "rows k"]:
+        """Some of the columns, in float64; contracted in ``dtype`` where an operator can."""
         parts = []
         for some in torch.split(index, _COLUMNS):
             units = torch.zeros(self.shape[1], len(some), dtype=torch.float64, device=self.device)
             units[some, torch.arange(len(some), device=self.device)] = 1.0
             parts.append(self.precise_times(units))
         return torch.cat(parts, dim=1)
+
+    def diagonal_at(self, index: Int64[Tensor, " k"]) -> Float64[Tensor, " k"]:
+        """Some entries of the diagonal of a square operator."""
+        return self.diagonal()[index].to(torch.float64)
 
     @property
     def T(self) -> Operator:

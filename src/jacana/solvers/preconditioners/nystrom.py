@@ -14,10 +14,12 @@ from jacana.linearization import budget
 from jacana.operators import Covariance
 from jacana.solvers.preconditioners.preconditioner import LowRank, Preconditioner, Prepared, refuse_zero_noise
 
-__all__ = ["Nystrom", "affordable_rank", "lower_root", "valid_rank"]
+__all__ = ["Nystrom", "affordable_rank", "contraction", "lower_root", "valid_rank"]
 
 _RANK = 12.0
 _ROWS = 4096
+_LOOK = 32
+"""Examples that the size of the kernel is learned from."""
 
 
 @final
@@ -25,7 +27,10 @@ _ROWS = 4096
 class Nystrom(Preconditioner):
     """M = C W⁻¹ Cᵀ + Σ, with C = K[:, S] and W = K[S, S] for a random set S of examples.
 
-    The columns come from the structured Gram: one pass over the network for all of them.
+    The columns come from the structured Gram: one pass over the network for all of them, where
+    :class:`PivotedCholesky` takes five. Choose it where passes are long, as in convolutional networks of several
+    outputs, and give it a larger rank there: steps fall as √(n / r), and each costs as much as dozens of columns.
+    Columns are contracted in the network's dtype where what that hides, ε tr(K), is below the noise.
 
     Cost: r columns, 2 n r² operations, n · r numbers.
 
@@ -56,8 +61,9 @@ class Nystrom(Preconditioner):
         source = torch.Generator().manual_seed(self.seed)
         groups = torch.randperm(n // together, generator=source)[: max(1, -(-rank // together))].sort().values
         index = (groups.unsqueeze(1) * together + torch.arange(together)).flatten().to(covariance.device)
-        columns = covariance.kernel.columns(index)
-        lower = lower_root(columns[index])
+        dtype = contraction(covariance, covariance.kernel.diagonal_at(index[: _LOOK * together]))
+        columns = covariance.kernel.columns(index, dtype)
+        lower = lower_root(columns[index], torch.finfo(dtype).eps * columns[index].diagonal().sum())
         for rows in torch.split(columns, _ROWS):
             rows.copy_(torch.linalg.solve_triangular(lower.T, rows, upper=True, left=False))
         return LowRank(columns, covariance.noise)
@@ -69,10 +75,30 @@ def affordable_rank(covariance: Covariance) -> int:
     return max(1, min(n, int(_RANK * n**0.5), budget(covariance.device) // (2 * 8 * n)))
 
 
-def lower_root(square: Float64[Tensor, "r r"]) -> Float64[Tensor, "r r"]:
-    """L with L Lᵀ = W, with as much on the diagonal as makes it positive definite: M need not be exact."""
-    numbers = torch.finfo(torch.float64)
-    shift = numbers.eps * square.diagonal().sum().clamp_min(numbers.tiny / numbers.eps)
+def contraction(covariance: Covariance, diagonal: Float64[Tensor, " k"]) -> torch.dtype:
+    """The kernel's own dtype where what its rounding hides of K is below the noise, else float64.
+
+    A root of W needs ε tr(W) on the diagonal, and that hides of K what is below n/r ε tr(W) = ε tr(K).
+
+    Args:
+        covariance: K + Σ.
+        diagonal: of K, some of it.
+    """
+    own = covariance.kernel.dtype
+    trace = len(covariance.noise) * float(diagonal.mean())
+    return own if torch.finfo(own).eps * trace <= float(covariance.noise.min()) else torch.float64
+
+
+def lower_root(square: Float64[Tensor, "r r"], rounded: Float64[Tensor, ""]) -> Float64[Tensor, "r r"]:
+    """L with L Lᵀ = W + ν I: M need not be exact.
+
+    ν is what W was rounded by, or more. A smaller one leaves pivots that are rounding alone, and M that is above K.
+
+    Args:
+        square: W.
+        rounded: ε tr(K[S, S]), by the dtype that K was contracted in, where W is what earlier columns leave of that.
+    """
+    shift = rounded.clamp_min(torch.finfo(torch.float64).tiny)
     while True:
         lower, failed = torch.linalg.cholesky_ex(square + torch.diag(shift.expand(len(square))))
         if not int(failed):
