@@ -145,6 +145,51 @@ def test_columns_in_the_networks_dtype_leave_the_preconditioner_below(preconditi
     assert ratios.min() > 0.99
 
 
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_a_preconditioner_is_carried_on_to_more_data(name):
+    net, x = networks()[name]
+    n, m = len(x) // 2, len(x) // 6
+    K = torch.from_numpy(oracles.jacobian(net, x) @ oracles.jacobian(net, x).T)
+    c = len(K) // len(x)
+    noise = 0.5 + torch.rand(len(K), dtype=DOUBLE)
+    prepared = P.PivotedCholesky(c * n // 2).prepare(Covariance(jacana.NTK(net, x[:n]), noise[: c * n].clone()))
+
+    some = slice(c * n, c * (n + m))
+    longer = prepared.extended(lambda index: K[some, index], K.diagonal()[some], noise[some])
+    size = c * (n + m)
+    M = np.linalg.inv(longer.solve(torch.eye(size, dtype=DOUBLE)).numpy())
+    A = (K + torch.diag(noise))[:size, :size].numpy()
+    scale = np.abs(A).max()
+    assert np.linalg.eigvalsh(A - M).min() > -1e-9 * scale
+    explained = np.abs(A - M).max(axis=0) < 1e-9 * scale
+    assert explained[: c * n].sum() >= c * n // 2
+    assert np.trace(A - M) < 0.9 * np.trace(K[:size, :size])
+
+    twice = torch.ones(c * n + 1, dtype=DOUBLE)
+    assert prepared.extended(lambda index: torch.zeros(len(twice), len(index), dtype=DOUBLE), twice, twice) is None
+    far = 1e4 * K.diagonal()[some]
+    assert prepared.extended(lambda index: K[some, index], far, noise[some]) is None
+    assert P.Diagonal().prepare(Covariance(Dense(K), noise)).extended(lambda i: K[:, i], K.diagonal(), noise) is None
+
+
+@pytest.mark.parametrize("away", [0.0, 30.0], ids=["near", "far"])
+def test_more_data_need_a_new_preconditioner_only_where_the_old_one_does_not_serve(away, monkeypatch):
+    net, x = networks()["mlp"]
+    y = x[:, :2].sin()
+    gp = jacana.TangentGP(net)
+    made = []
+    prepare = P.PivotedCholesky.prepare
+    monkeypatch.setattr(P.PivotedCholesky, "prepare", lambda self, *a, **o: made.append(1) or prepare(self, *a, **o))
+    old = gp.condition(x[:40], y[:40], noise_std=0.1, method=jacana.FunctionSpace(jacana.CG(rtol=1e-8)))
+    post = old.condition(x[40:] + away, y[40:])
+    assert len(made) == (1 if away == 0.0 else 2)
+    exact = gp.condition(torch.cat([x[:40], x[40:] + away]), y, noise_std=0.1).predict(x[:9] + 0.5)
+    found = post.predict(x[:9] + 0.5)
+    assert float((found.mean - exact.mean).abs().max()) < 1e-5
+    assert bool((found.variance <= 1.02 * exact.variance).all())
+    assert post.solution.converged
+
+
 @EVERY
 def test_ill_conditioned_systems_are_solved_or_said_not_to_be(preconditioner):
     """Condition number 1e10, and examples that are repeated."""

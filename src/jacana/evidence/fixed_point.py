@@ -232,7 +232,7 @@ class _Sides:
                 rescaled = before.rescaled(common**2, system.covariance.noise) if alike else None
                 if rescaled is not None:
                     return rescaled
-            prepared = system.solver.prepare(system.covariance)
+            prepared = system.prepared_anew()
             self._prepared = None if prepared is None else (prepared, factors)
             return prepared
 

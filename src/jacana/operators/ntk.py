@@ -67,7 +67,7 @@ class NTK(Operator):
         self,
         lin: Linearization | nn.Module,
         x1: Data | Products,
-        x2: Data | None = None,
+        x2: Data | Products | None = None,
         prior_std: PriorStd = 1.0,
         *,
         memory_budget: int | float | None = None,
@@ -81,11 +81,13 @@ class NTK(Operator):
         given = valid_memory_budget(memory_budget)
         room = budget(self._lin.device) if given is None else given
 
-        def products(x: Data, name: str) -> Products:
+        def products(x: Data | Products, name: str) -> Products:
+            if isinstance(x, Products):
+                return x
             most = room if x2 is None else room // 2
             return Products(self._lin, x, memory_budget=most, batch_size=batch_size, vectorize=vectorize, name=name)
 
-        self._left = x1 if isinstance(x1, Products) else products(x1, "x1")
+        self._left = products(x1, "x1")
         self._right = self._left if x2 is None else products(x2, "x2")
         self._symmetric = x2 is None
 

@@ -60,10 +60,21 @@ class System:
         self.products = Products(model.lin, observations.x) if products is None else products
         kernel = NTK(model.lin, self.products, prior_std=model.prior.given)
         self.covariance = Covariance(kernel, observations.noise.flatten())
-        self.prepared: Prepared | None = (
-            solver.prepare(self.covariance, progress=progress) if prepare is None else prepare(self)
-        )
+        self.prepared: Prepared | None = self.prepared_anew() if prepare is None else prepare(self)
         self._variances = model.prior.vector(model.lin.device).square().unsqueeze(1)
+
+    def prepared_anew(self) -> Prepared | None:
+        """What the solver prepares for these observations."""
+        return self.solver.prepare(self.covariance, progress=self._progress)
+
+    def _prepared_for(self, more: Observations) -> Prepared | None:
+        """What was prepared for these, carried on to others, where it is as good there."""
+        if self.prepared is None:
+            return None
+        model = self.observations.model
+        others = NTK(model.lin, Products(model.lin, more.x), self.products, prior_std=model.prior.given)
+        diagonal = diagonal_blocks(model.lin, more.examples, model.prior).diagonal(dim1=1, dim2=2).flatten()
+        return self.prepared.extended(others.columns, diagonal, more.noise.flatten())
 
     def solve(
         self,
@@ -93,7 +104,10 @@ class System:
             solution: of these.
             weights: S Jᵀ α of that: what it leaves of the others costs no product.
         """
-        system = System(self.observations.followed_by(more), self.solver, progress=self._progress)
+        system = System(
+            self.observations.followed_by(more), self.solver, progress=self._progress,
+            prepare=lambda system: self._prepared_for(more) or system.prepared_anew(),
+        )  # fmt: skip
         left = right[1] - push(more.model.lin, more.examples, weights)
         start = torch.cat([solution.x, torch.zeros_like(right[1])])
         remainder = torch.cat([solution.remainder, left])

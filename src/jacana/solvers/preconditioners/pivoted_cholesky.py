@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from jacana.operators import Covariance
 from jacana.solvers.preconditioners.nystrom import affordable_rank, contraction, lower_root, valid_rank
-from jacana.solvers.preconditioners.preconditioner import LowRank, Preconditioner, Prepared, refuse_zero_noise
+from jacana.solvers.preconditioners.preconditioner import LowRank, Pivots, Preconditioner, Prepared, refuse_zero_noise
 
 __all__ = ["PivotedCholesky"]
 
@@ -59,9 +59,9 @@ class PivotedCholesky(Preconditioner):
         source = torch.Generator().manual_seed(self.seed)
         diagonal = covariance.kernel.diagonal().to(torch.float64).clamp_min(0.0)
         left, dtype = diagonal.clone(), contraction(covariance, diagonal)
-        factor = torch.zeros(n, 0, dtype=torch.float64, device=diagonal.device)
         whole = torch.empty(n, _rounded(rank, together), dtype=torch.float64, device=left.device)
-        have = 0
+        root = whole.new_zeros(whole.shape[1], whole.shape[1])
+        chosen = torch.zeros(0, dtype=torch.int64, device=left.device)
         bar = tqdm(total=rank, desc="preconditioner", unit="column", delay=1.0, leave=False, disable=not progress)
         with bar:
             for size in _sizes(rank, together):
@@ -72,16 +72,20 @@ class PivotedCholesky(Preconditioner):
                 groups = torch.multinomial(weights, count, generator=source).sort().values
                 index = (groups.unsqueeze(1) * together + torch.arange(together)).flatten().to(left.device)
                 columns = covariance.kernel.columns(index, dtype)
-                columns.addmm_(factor, factor[index].T, alpha=-1.0)
+                have, stop = len(chosen), len(chosen) + len(index)
+                before = root[have:stop, :have] = whole[index, :have]
+                columns.addmm_(whole[:, :have], before.T, alpha=-1.0)
                 lower = lower_root(columns[index], torch.finfo(dtype).eps * diagonal[index].sum())
-                new = whole[:, have : have + len(index)]
+                root[have:stop, have:stop] = lower
+                new = whole[:, have:stop]
                 new.copy_(torch.linalg.solve_triangular(lower.T, columns, upper=True, left=False))
-                have += len(index)
-                factor = whole[:, :have]
+                chosen = torch.cat([chosen, index])
                 left = (left - new.square().sum(1)).clamp_min_(0.0)
                 left[index] = 0.0
                 bar.update(len(index))
-        return LowRank(factor, covariance.noise)
+        r = len(chosen)
+        pivots = Pivots(chosen, root[:r, :r], float((left / covariance.noise).mean()), n)
+        return LowRank(whole[:, :r], covariance.noise, pivots)
 
 
 def _rounded(rank: int, together: int) -> int:

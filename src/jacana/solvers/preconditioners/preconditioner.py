@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from jacana.errors import InvalidOption
 from jacana.operators import Covariance, standard_normal
 
-__all__ = ["LowRank", "Preconditioner", "Prepared", "refuse_zero_noise"]
+__all__ = ["LowRank", "Pivots", "Preconditioner", "Prepared", "Rows", "refuse_zero_noise"]
+
+_GROWN = 2
+"""M is carried on to so many times the rows that it was made for, then made anew."""
+
+_LEFT = 4.0
+"""What it leaves of new rows may be so much more than what it left of its own."""
+
+Rows = Callable[[Int64[Tensor, " k"]], Float64[Tensor, "m k"]]
+"""K between new rows and some of those that there are."""
 
 
 class Prepared(ABC):
@@ -45,6 +56,21 @@ class Prepared(ABC):
         """M of ``factor`` · K + Σ for another noise, if it is had without K."""
         return None
 
+    def extended(
+        self,
+        rows: Rows,  # noqa: ARG002 - most cannot
+        diagonal: Float64[Tensor, " m"],  # noqa: ARG002
+        noise: Float64[Tensor, " m"],  # noqa: ARG002
+    ) -> Prepared | None:
+        """M with m rows more after these, if a few columns give it and it is as good for them.
+
+        Args:
+            rows: of K that are new, in the columns asked for.
+            diagonal: of K at the new rows.
+            noise: their variances.
+        """
+        return None
+
 
 class Preconditioner(ABC):
     """Options of one way to approximate a covariance."""
@@ -52,6 +78,23 @@ class Preconditioner(ABC):
     @abstractmethod
     def prepare(self, covariance: Covariance, *, progress: bool = False) -> Prepared:
         """M for this covariance."""
+
+
+@dataclass(frozen=True)
+class Pivots:
+    """What F was made of: K[:, index] = F Lᵀ.
+
+    Attributes:
+        index: the columns.
+        root: L, lower triangular.
+        left: mean of what F leaves of K's diagonal, over the noise.
+        n: rows that F was made for.
+    """
+
+    index: Int64[Tensor, " r"]
+    root: Float64[Tensor, "r r"]
+    left: float
+    n: int
 
 
 class LowRank(Prepared):
@@ -65,8 +108,11 @@ class LowRank(Prepared):
 
     is_below = True
 
-    def __init__(self, factor: Float64[Tensor, "n r"], noise: Float64[Tensor, " n"]) -> None:
+    def __init__(
+        self, factor: Float64[Tensor, "n r"], noise: Float64[Tensor, " n"], pivots: Pivots | None = None
+    ) -> None:
         self.rank = factor.shape[1]
+        self._pivots = pivots
         self._noise = noise
         self._std = noise.sqrt().unsqueeze(1)
         self._factor = factor.div_(self._std)  # in place: it may be most of the memory
@@ -77,6 +123,16 @@ class LowRank(Prepared):
 
     def rescaled(self, factor: float, noise: Float64[Tensor, " n"]) -> Prepared:
         return LowRank(self._factor * (math.sqrt(factor) * self._std), noise)
+
+    def extended(self, rows: Rows, diagonal: Float64[Tensor, " m"], noise: Float64[Tensor, " m"]) -> Prepared | None:
+        pivots = self._pivots
+        if pivots is None or len(self._noise) + len(noise) > _GROWN * pivots.n or bool((noise <= 0.0).any()):
+            return None
+        more = torch.linalg.solve_triangular(pivots.root.T, rows(pivots.index), upper=True, left=False)
+        left = (diagonal - more.square().sum(1)).clamp_min(0.0)
+        if float((left / noise).mean()) > max(1.0, _LEFT * pivots.left):
+            return None
+        return LowRank(torch.cat([self._factor * self._std, more]), torch.cat([self._noise, noise]), pivots)
 
     def solve(self, right: Float64[Tensor, "n k"]) -> Float64[Tensor, "n k"]:
         scaled = right / self._std
