@@ -76,7 +76,11 @@ def generators_untouched() -> Iterator[None]:
 
 @pytest.fixture
 def as_users_run_it() -> Iterator[None]:
-    """Without the annotations checked by machine: where the package's own checks are on trial."""
+    """Without the annotations checked by machine.
+
+    Where the package's own checks are on trial; and where thousands of small calls, each checked in the contracts and
+    in other tests, would take half as long again.
+    """
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

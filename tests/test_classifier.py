@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import jacana
 
+pytestmark = pytest.mark.usefixtures("as_users_run_it")  # the contracts check the shapes of the same calls
+
 CLASSES = ["ant", "bee", "cat"]
 FIXED = {"prior_std": 0.5, "temperature": 1.0, "criterion": "evidence"}
 """Nothing is learned but the posterior."""
@@ -225,7 +227,7 @@ def test_names_are_in_the_order_of_the_outputs():
         (data()[0][:0], data()[1][:0], {}, "X"),
     ],
 )
-def test_what_cannot_be_is_refused(X, y, words, match, as_users_run_it):
+def test_what_cannot_be_is_refused(X, y, words, match):
     with pytest.raises(jacana.errors.JacanaError, match=match):
         classifier(**words).fit(X, y)
 
@@ -364,13 +366,13 @@ def test_labels_of_a_loader_are_whole_numbers():
         classifier(**FIXED).fit(X, None)
 
 
-def test_numbers_of_numpy_are_numbers(as_users_run_it):
+def test_numbers_of_numpy_are_numbers():
     X, y = data(30)
     clf = classifier(relinearize=np.int64(1), temperature=np.float32(1.5), prior_std=np.float32(0.5)).fit(X, y)
     assert clf.temperature_ == 1.5
 
 
-def test_a_posterior_of_another_network_is_not_relinearized(as_users_run_it):
+def test_a_posterior_of_another_network_is_not_relinearized():
     X, y = data(30)
     post = classifier(prior_std=0.5, temperature=1.0).fit(X, y).posterior_
     with pytest.raises(jacana.errors.InvalidOption, match="another network"):

@@ -14,6 +14,8 @@ import jacana
 from jacana.evidence import maximize
 from tests import oracles
 
+pytestmark = pytest.mark.usefixtures("as_users_run_it")  # the contracts check the shapes of the same calls
+
 DOUBLE = torch.float64
 SAMPLES = 64
 
@@ -121,7 +123,7 @@ def test_a_layer_that_explains_nothing_ends_the_search():
     assert all(std > 0 for std in found.prior_std.values())
 
 
-def test_another_method_is_refused(as_users_run_it):
+def test_another_method_is_refused():
     gp, x, y = task()
     with pytest.raises(jacana.errors.InvalidOption, match="Pathwise"):
         jacana.maximize_evidence(gp, x, y, method=jacana.FunctionSpace())

@@ -19,6 +19,8 @@ from jacana.posteriors.one_hot_regression import LeftOutLoss
 from jacana.posteriors.ridge import Ridge
 from tests import oracles, zoo
 
+pytestmark = pytest.mark.usefixtures("as_users_run_it")  # the contracts check the shapes of the same calls
+
 DOUBLE = torch.float64
 METHODS = {"Dirichlet": DirichletRegression(), "one-hot": OneHotRegression()}
 BOTH = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
@@ -552,7 +554,7 @@ def test_bad_labels_are_refused(method, y, message):
         (lambda: OneHotRegression(scale="1"), "scale: got '1'"),
     ],
 )
-def test_options_are_checked(make, message, as_users_run_it):
+def test_options_are_checked(make, message):
     with pytest.raises(InvalidOption, match=message):
         make()
 

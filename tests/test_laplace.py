@@ -21,6 +21,8 @@ from jacana.posteriors.mode import mode_of
 from jacana.posteriors.side_choice import side_of
 from tests import oracles, zoo
 
+pytestmark = pytest.mark.usefixtures("as_users_run_it")  # the contracts check the shapes of the same calls
+
 DOUBLE = torch.float64
 FALSE_ALARM = 1e-6
 TIGHT = CG(rtol=1e-8)
@@ -568,7 +570,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("make", "message"), BAD.values(), ids=BAD)
-def test_bad_labels_are_refused_with_the_cure(make, message, as_users_run_it):
+def test_bad_labels_are_refused_with_the_cure(make, message):
     it = task()
     with pytest.raises(InvalidData, match=message):
         it.gp.condition(it.x, make(it.n), likelihood=CATEGORICAL)
@@ -698,7 +700,7 @@ def test_temperature_divides_the_mean(side):
 
 
 @pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf"), "2", True])
-def test_temperatures_that_are_none_are_refused(temperature, as_users_run_it):
+def test_temperatures_that_are_none_are_refused(temperature):
     with pytest.raises(InvalidOption, match="temperature"):
         TangentGP(task().net, temperature=temperature)
 
@@ -847,7 +849,7 @@ def test_it_is_what_is_taken_by_default():
 
 
 @pytest.mark.parametrize("kind", [Laplace, MAP])
-def test_options_are_checked(kind, as_users_run_it):
+def test_options_are_checked(kind):
     with pytest.raises(InvalidOption, match="method: got 'exact'"):
         kind("exact")
     for inner in (jacana.NystromFeatures(), FunctionSpace(CG()), jacana.LastLayer(), Laplace()):

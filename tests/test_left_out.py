@@ -13,6 +13,8 @@ from jacana.evidence.surface import Asked, Surface
 from jacana.posteriors import cavity_of, mode_of, observe
 from jacana.posteriors.sides import KernelSide, WeightSide
 
+pytestmark = pytest.mark.usefixtures("as_users_run_it")  # the contracts check the shapes of the same calls
+
 DOUBLE = torch.float64
 
 

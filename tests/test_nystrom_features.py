@@ -18,6 +18,8 @@ from jacana.operators import norm_bound
 from tests import oracles
 from tests.test_solvers import DOUBLE, NETWORKS, networks, random
 
+pytestmark = pytest.mark.usefixtures("as_users_run_it")  # the contracts check the shapes of the same calls
+
 
 def data(name, dtype=DOUBLE):
     """A network, data with a noise of their own each, and new examples: on the data, near them and far away."""
@@ -251,7 +253,7 @@ def test_it_is_refused_where_it_cannot_be(monkeypatch):
     ("words", "name"),
     [({"rank": 0}, "rank"), ({"rank": 2.5}, "rank"), ({"rank": True}, "rank"), ({"seed": 0.5}, "seed")],
 )
-def test_options_are_checked(words, name, as_users_run_it):
+def test_options_are_checked(words, name):
     with pytest.raises(jacana.errors.InvalidOption, match=name):
         NystromFeatures(**words)
 

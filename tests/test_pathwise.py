@@ -12,6 +12,8 @@ import jacana
 from tests import oracles
 from tests.test_solvers import DOUBLE, NETWORKS, networks, random
 
+pytestmark = pytest.mark.usefixtures("as_users_run_it")  # the contracts check the shapes of the same calls
+
 TIGHT = jacana.CG(rtol=1e-9)
 
 

@@ -15,6 +15,8 @@ from jacana import FunctionSpace, Gaussian, WeightSpace
 from tests import oracles, problems, zoo
 from tests.problems import problem
 
+pytestmark = pytest.mark.usefixtures("as_users_run_it")  # the contracts check the shapes of the same calls
+
 DOUBLE, SINGLE = torch.float64, torch.float32
 METHODS = {"function space": FunctionSpace(), "weight space": WeightSpace()}
 

@@ -15,6 +15,8 @@ from jacana import FunctionSpace, WeightSpace
 from tests import oracles, problems, zoo
 from tests.problems import problem
 
+pytestmark = pytest.mark.usefixtures("as_users_run_it")  # the contracts check the shapes of the same calls
+
 DOUBLE = torch.float64
 METHODS = {"function space": FunctionSpace(), "weight space": WeightSpace()}
 PROBLEMS = pytest.mark.parametrize("name", problems.BY_NAME)

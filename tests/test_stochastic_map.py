@@ -15,6 +15,8 @@ from jacana.posteriors import dual_ascent
 from tests import oracles, zoo
 from tests.test_laplace import DOUBLE, KINDS, close, task
 
+pytestmark = pytest.mark.usefixtures("as_users_run_it")  # the contracts check the shapes of the same calls
+
 GAUSSIAN = {"std": np.array([0.4, 0.9])}
 LIKELIHOODS = {kind: KINDS[kind] for kind in ("categorical", "bernoulli", "poisson")} | {
     "gaussian": jacana.Gaussian(GAUSSIAN["std"])
@@ -275,7 +277,7 @@ def test_a_tolerance_that_was_not_reached_is_said_with_the_cure():
      ({"step": float("nan")}, "step"), ({"step": float("inf")}, "step"), ({"max_epochs": 0}, "max_epochs"),
      ({"max_epochs": 2.0}, "max_epochs"), ({"max_epochs": True}, "max_epochs")],
 )  # fmt: skip
-def test_options_are_checked(words, name, as_users_run_it):
+def test_options_are_checked(words, name):
     with pytest.raises(InvalidOption, match=f"{name}: got .*; expected"):
         StochasticMAP(**words)
 

@@ -29,6 +29,8 @@ from jacana.posteriors.families import FullCovariance, MeanField, mean_field
 from jacana.posteriors.sides import KernelSide, WeightSide
 from tests import oracles, zoo
 
+pytestmark = pytest.mark.usefixtures("as_users_run_it")  # the contracts check the shapes of the same calls
+
 DOUBLE = torch.float64
 TIGHT = 1e-13
 FAMILIES = {"full": FullCovariance(), "mean field": MeanField()}
@@ -578,7 +580,7 @@ def test_steps_that_do_not_end_are_said():
         ({"max_steps": 2.0}, "max_steps"),
     ],
 )
-def test_impossible_options_are_refused(options, named, as_users_run_it):
+def test_impossible_options_are_refused(options, named):
     with pytest.raises(InvalidOption, match=named):
         Variational(**options)
 
