@@ -175,7 +175,7 @@ class _Sides:
         learned = self._learned
         system, std = self._at(point)
         root = system.covariance.noise.sqrt().unsqueeze(1)
-        drawn = system.products.precise_times(std.unsqueeze(1) * self._weights[:, :count])
+        drawn = system.values(std.unsqueeze(1) * self._weights[:, :count])
         drawn += root * self._noise[:, :count]
         residual = self._observations.residual
         right = torch.cat([residual.reshape(-1, 1), drawn], dim=1)

@@ -145,7 +145,11 @@ class System:
         """
         lin = self.observations.model.lin
         prior = self._variances.sqrt() * standard_normal(lin.n_parameters, n, generator=generator, device=lin.device)
-        return prior, self._missing(self.observations, self.products.precise_times(prior), generator)
+        return prior, self._missing(self.observations, self.values(prior), generator)
+
+    def values(self, weights: Float64[Tensor, "p k"]) -> Float64[Tensor, "nc k"]:
+        """J V in the network's dtype: for samples, which are not known to more digits than the targets."""
+        return self.products.times(weights.to(self.products.lin.dtype)).to(torch.float64)
 
     def missing(
         self, more: Observations, prior: Float64[Tensor, "p s"], generator: torch.Generator | None
