@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import jacana
+from jacana.networks import Source
 from tests import oracles
 from tests.test_solvers import DOUBLE, NETWORKS, networks, random
 
@@ -105,3 +106,48 @@ def test_more_data_start_from_the_old_solution():
 def test_options_are_checked(words, name, as_users_run_it):
     with pytest.raises(jacana.errors.InvalidOption, match=name):
         jacana.Pathwise(**words)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [jacana.Pathwise(5, TIGHT), jacana.FunctionSpace(TIGHT), jacana.WeightSpace(TIGHT)],
+    ids=["pathwise", "function space", "weight space"],
+)
+@pytest.mark.parametrize("first", ["loader", "tensor"])
+def test_more_data_of_a_loader_are_read_where_they_are(method, first, monkeypatch):
+    net, x = networks()["mlp"]
+    y = random(60, 2, seed=3)
+    gp = jacana.TangentGP(net)
+
+    def loader(some):
+        return DataLoader(TensorDataset(x[some], y[some]), batch_size=7)
+
+    want = gp.condition(x[:40], y[:40], 0.3, method=method).condition(x[40:], y[40:]).condition(x[:3], y[:3])
+    prediction = want.predict(x[:4])
+    expected = prediction.mean, prediction.variance
+
+    def gathered(self):
+        raise AssertionError("all of a stream came into memory")
+
+    monkeypatch.setattr(Source, "gathered", gathered)
+    some = slice(0, 40)
+    start = (
+        gp.condition(loader(some), noise_std=0.3, method=method)
+        if first == "loader"
+        else gp.condition(x[some], y[some], 0.3, method=method)
+    )
+    post = start.condition(loader(slice(40, 60))).condition(x[:3], y[:3])
+    assert post.n_examples == 63
+    oracles.assert_close(post.weights, want.weights, DOUBLE, scale=float(want.weights.abs().max()), condition=1e8)
+    got = post.predict(x[:4])
+    for found, wanted in zip((got.mean, got.variance), expected, strict=True):
+        oracles.assert_close(found, wanted, DOUBLE, scale=1.0, condition=1e8)
+
+
+def test_more_data_of_another_structure_are_refused():
+    net, x = networks()["mlp"]
+    post = jacana.TangentGP(net).condition(x, random(60, 2), 0.3, method=jacana.Pathwise(2, TIGHT))
+    loader = DataLoader(TensorDataset(torch.cat([x, x], dim=1), random(60, 2)), batch_size=7)
+    with pytest.raises(jacana.errors.JacanaError):
+        post.condition(loader)
+    assert post.n_examples == 60

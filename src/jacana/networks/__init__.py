@@ -2,6 +2,7 @@
 
 from jacana.networks.audit import audit as audit
 from jacana.networks.audit import refuse_batch_statistics as refuse_batch_statistics
+from jacana.networks.chained import followed_by as followed_by
 from jacana.networks.context import differentiable as differentiable
 from jacana.networks.context import without_autocast as without_autocast
 from jacana.networks.examples import Data as Data

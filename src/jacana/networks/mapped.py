@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jacana.networks.examples import Examples
 from jacana.networks.parts import named_parts, refuse_misfits, to_tensor
-from jacana.networks.source import Source
+from jacana.networks.source import Reread
 
 __all__ = ["Mapped", "is_mapped"]
 
@@ -22,7 +22,7 @@ _SLICE_BYTES = 2**25
 
 
 @final
-class Mapped(Source):
+class Mapped(Reread):
     """The examples of memory maps, read again slice by slice at every pass and never copied whole.
 
     Args:

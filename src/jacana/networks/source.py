@@ -14,22 +14,62 @@ from torch import Tensor
 from jacana.errors import InvalidData
 from jacana.networks.examples import Examples, as_examples, joined
 
-__all__ = ["Source", "checksum"]
+__all__ = ["Reread", "Source", "checksum"]
 
 _HEAD = 256
 
 
 class Source(ABC):
-    """What operators run over where the data need not fit in memory: of what has passed, only checksums are kept.
+    """What operators run over where the data need not fit in memory."""
+
+    @property
+    @abstractmethod
+    def head(self) -> Examples:
+        """The first examples, in memory."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def batches(self, size: int) -> Iterator[Examples]:
+        """Mini-batches of one more pass, of ``size`` examples or fewer.
+
+        Raises:
+            InvalidData: when they are not those of the first pass.
+        """
+
+    def some(self, index: Int64[Tensor, " k"]) -> Examples:
+        """The examples with these numbers, which ascend."""
+        found, start = [], 0
+        for piece in self.batches(len(self)):
+            stop = start + len(piece)
+            within = index[(index >= start) & (index < stop)]
+            if len(within):
+                found.append(piece.some(within - start))
+            start = stop
+        return joined(found)
+
+    def gathered(self) -> Examples:
+        """All of them at once, in memory."""
+        return joined(list(self.batches(len(self))))
+
+    def targets(self) -> Tensor:
+        """What comes beside the inputs, in one tensor.
+
+        Raises:
+            InvalidData: there are none.
+        """
+        raise InvalidData("y: got None; pass the targets, one for each example, or a DataLoader of (input, target).")
+
+
+class Reread(Source):
+    """Examples that are read again piece by piece at every pass: of what has passed, only checksums are kept.
 
     Args:
         first: the pieces of the first pass, each inputs with targets or None.
         dtype: of the network's inputs.
         device: of the network.
         name: what errors call the data.
-
-    Attributes:
-        head: the first examples, in memory.
 
     Raises:
         InvalidData: nothing in it, or a piece that is no data.
@@ -49,11 +89,15 @@ class Source(ABC):
         for raw, _ in first:
             examples = self._examples(raw, start)
             if not self._sums:
-                self.head = examples[:_HEAD].copied()
+                self._head = examples[:_HEAD].copied()
             self._sums.append((len(examples), checksum(examples)))
             start += len(examples)
         if not self._sums:
             raise InvalidData(f"{name}: the {self._giver} gave no batch; expected at least one example.")
+
+    @property
+    def head(self) -> Examples:
+        return self._head
 
     def __len__(self) -> int:
         return sum(n for n, _ in self._sums)
@@ -62,37 +106,9 @@ class Source(ABC):
     def _pass(self) -> Iterator[tuple[Any, Any]]:
         """One more pass: inputs as they are given piece by piece, and targets or None."""
 
-    def targets(self) -> Tensor:
-        """What comes beside the inputs, in one tensor.
-
-        Raises:
-            InvalidData: there are none.
-        """
-        raise InvalidData("y: got None; pass the targets, one for each example, or a DataLoader of (input, target).")
-
     def batches(self, size: int) -> Iterator[Examples]:
-        """Mini-batches of one more pass: the pieces that it gives, cut where they are larger than ``size``.
-
-        Raises:
-            InvalidData: when they are not those of the first pass.
-        """
         for examples, _ in self._checked_pass():
             yield from examples.batches(size)
-
-    def some(self, index: Int64[Tensor, " k"]) -> Examples:
-        """The examples with these numbers, which ascend."""
-        found, start = [], 0
-        for piece in self.batches(len(self)):
-            stop = start + len(piece)
-            within = index[(index >= start) & (index < stop)]
-            if len(within):
-                found.append(piece.some(within - start))
-            start = stop
-        return joined(found)
-
-    def gathered(self) -> Examples:
-        """All of them at once, in memory."""
-        return joined(list(self.batches(len(self))))
 
     def _checked_pass(self) -> Iterator[tuple[Examples, Any]]:
         """Pieces of inputs, and their targets or None."""

@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader
 from jacana.errors import InvalidData
 from jacana.networks.examples import Data, Examples, as_examples, split_batch
 from jacana.networks.mapped import Mapped, is_mapped
-from jacana.networks.source import Source, checksum
+from jacana.networks.source import Reread, Source, checksum
 
 __all__ = ["Stream", "as_source"]
 
 
 @final
-class Stream(Source):
+class Stream(Reread):
     """The examples of a loader, which is read again at every pass.
 
     Args:

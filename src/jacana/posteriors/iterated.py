@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from jacana.linearization import Products, budget, dense_kernel, diagonal_blocks, push
+from jacana.linearization import Products, budget, dense_kernel, diagonal_blocks
 from jacana.networks import Examples
 from jacana.operators import NTK, Covariance, Estimate, standard_normal
 from jacana.posteriors.joseph import EPS, TRUSTED, joseph_root, joseph_variance
@@ -72,9 +72,10 @@ class System:
         if self.prepared is None:
             return None
         model = self.observations.model
-        others = NTK(model.lin, Products(model.lin, more.x), self.products, prior_std=model.prior.given)
-        diagonal = diagonal_blocks(model.lin, more.examples, model.prior).diagonal(dim1=1, dim2=2).flatten()
-        return self.prepared.extended(others.columns, diagonal, more.noise.flatten())
+        products = Products(model.lin, more.x)
+        rows = NTK(model.lin, products, self.products, prior_std=model.prior.given).columns
+        diagonal = NTK(model.lin, products, prior_std=model.prior.given).diagonal()
+        return self.prepared.extended(rows, diagonal.to(torch.float64), more.noise.flatten())
 
     def solve(
         self,
@@ -108,7 +109,7 @@ class System:
             self.observations.followed_by(more), self.solver, progress=self._progress,
             prepare=lambda system: self._prepared_for(more) or system.prepared_anew(),
         )  # fmt: skip
-        left = right[1] - push(more.model.lin, more.examples, weights)
+        left = right[1] - Products(more.model.lin, more.x).precise_times(weights)
         start = torch.cat([solution.x, torch.zeros_like(right[1])])
         remainder = torch.cat([solution.remainder, left])
         goal = system.sample_goal() if right[0].shape[1] > 1 else None
@@ -155,7 +156,7 @@ class System:
         self, more: Observations, prior: Float64[Tensor, "p s"], generator: torch.Generator | None
     ) -> Float64[Tensor, "mc s"]:
         """What prior samples and new noise leave of other observations."""
-        return self._missing(more, push(more.model.lin, more.examples, prior), generator)
+        return self._missing(more, Products(more.model.lin, more.x).precise_times(prior), generator)
 
     @staticmethod
     def _missing(observations: Observations, values: Tensor, generator: torch.Generator | None) -> Tensor:

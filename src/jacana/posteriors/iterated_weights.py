@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from jacana.errors import InvalidOption
-from jacana.linearization import Products, pull, push
+from jacana.linearization import Products
 from jacana.networks import Examples
 from jacana.operators import Estimate
 from jacana.posteriors.method import State
@@ -89,9 +89,10 @@ class IteratedWeightsState(State):
         return self.weights.unsqueeze(1) + self._precision.deviations(n, generator)
 
     def extended(self, more: Observations) -> State:
-        explained = push(more.model.lin, more.examples, self.weights.unsqueeze(1))
+        products = Products(more.model.lin, more.x)
+        explained = products.precise_times(self.weights.unsqueeze(1))
         unexplained = (more.residual.reshape(-1, 1) - explained) / more.noise.reshape(-1, 1)
-        left = self._solution.remainder + self._std * pull(more.model.lin, more.examples, unexplained)
+        left = self._solution.remainder + self._std * products.precise_transposed_times(unexplained)
         return IteratedWeightsState(
             self.observations.followed_by(more), self._solver, progress=self._progress,
             before=(self._solution.x, left),

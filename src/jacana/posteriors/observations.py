@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from jacana.errors import InvalidData, InvalidOption
 from jacana.likelihoods import Gaussian, Likelihood
 from jacana.linearization import Linearization, Prior, push
-from jacana.networks import Data, Examples, Source, as_source, as_targets
+from jacana.networks import Data, Examples, Source, as_source, as_targets, followed_by
 
 __all__ = ["Model", "Observations", "observe"]
 
@@ -127,7 +127,7 @@ class Observations:
         )
         return Observations(
             self.model,
-            self.examples.followed_by(other.examples),
+            followed_by(self.x, other.x),
             torch.cat([self.offset, other.offset]),
             torch.cat([self.targets, other.targets]),
             likelihood,

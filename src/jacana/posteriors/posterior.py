@@ -145,7 +145,8 @@ class Posterior:
         if noise_std is not None and not gaussian:
             raise InvalidOption(f"noise_std: got {noise_std!r} for a {type(old.likelihood).__name__} likelihood.")
         likelihood = old.likelihood if noise_std is None else Gaussian(noise_std)
-        return Posterior(self.method, self._state.extended(observe(old.model, x, y, likelihood)), self.reason)
+        more = observe(old.model, x, y, likelihood, streams=self.method.streams)
+        return Posterior(self.method, self._state.extended(more), self.reason)
 
     def sample_weights(self, n: int = 1, generator: torch.Generator | None = None) -> Float64[Tensor, "p n"]:
         """Samples of the weight change δ: each makes a function m(x) + J(x) δ_s, at any x, by one jvp.
