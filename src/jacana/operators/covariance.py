@@ -68,7 +68,7 @@ class Covariance(Operator):
         return self
 
     def diagonal(self) -> Float64[Tensor, " n"]:
-        return self.kernel.diagonal().to(torch.float64) + self.noise
+        return self.kernel.precise_diagonal() + self.noise
 
     def to_dense(self) -> Float64[Tensor, "n n"]:
         return self.kernel.to_dense().to(torch.float64) + torch.diag(self.noise)

@@ -39,7 +39,7 @@ class NTK(Operator):
         lin: a linearization, or a network to linearize in all its trainable parameters.
         x1: n examples; a loader or a memory map is read again at every product. Also their products, which others
             use too.
-        x2: m examples; by default ``x1`` itself, and then K is symmetric.
+        x2: m examples, or their products; by default ``x1`` itself, and then K is symmetric.
         prior_std: a positive number, or a mapping from dotted name prefixes to numbers.
         memory_budget: as for :class:`~jacana.Jacobian`; each of two sets of data may take half of it.
         batch_size: as there.
@@ -158,10 +158,13 @@ class NTK(Operator):
         ).to(self.dtype)  # fmt: skip
 
     def diagonal(self) -> Float[Tensor, " nc"]:
+        return self.precise_diagonal().to(self.dtype) if self._symmetric else super().diagonal()
+
+    def precise_diagonal(self) -> Float64[Tensor, " nc"]:
         if not self._symmetric:
-            return super().diagonal()
+            return super().diagonal().to(torch.float64)
         blocks = [features.blocks(self._prior.variances) for _, _, features in self._left.features()]
-        return torch.cat(blocks).diagonal(dim1=1, dim2=2).flatten().to(self.dtype)
+        return torch.cat(blocks).diagonal(dim1=1, dim2=2).flatten()
 
     def _scaled(self, matrix: Float[Tensor, "p k"]) -> Float[Tensor, "p k"]:
         return (self._prior.vector(self.device).square().unsqueeze(1) * matrix).to(self.dtype)

@@ -103,9 +103,13 @@ class Operator(ABC):
             parts.append(self.precise_times(units))
         return torch.cat(parts, dim=1)
 
+    def precise_diagonal(self) -> Float64[Tensor, " rows"]:
+        """The diagonal in float64, as precise as the operator can have it."""
+        return self.diagonal().to(torch.float64)
+
     def diagonal_at(self, index: Int64[Tensor, " k"]) -> Float64[Tensor, " k"]:
         """Some entries of the diagonal of a square operator."""
-        return self.diagonal()[index].to(torch.float64)
+        return self.precise_diagonal()[index]
 
     @property
     def T(self) -> Operator:

@@ -74,8 +74,8 @@ class System:
         model = self.observations.model
         products = Products(model.lin, more.x)
         rows = NTK(model.lin, products, self.products, prior_std=model.prior.given).columns
-        diagonal = NTK(model.lin, products, prior_std=model.prior.given).diagonal()
-        return self.prepared.extended(rows, diagonal.to(torch.float64), more.noise.flatten())
+        diagonal = NTK(model.lin, products, prior_std=model.prior.given).precise_diagonal()
+        return self.prepared.extended(rows, diagonal, more.noise.flatten())
 
     def solve(
         self,

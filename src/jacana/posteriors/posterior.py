@@ -122,7 +122,7 @@ class Posterior:
         """The posterior given more data too; the same as conditioning on all at once, by the same method.
 
         Function space extends its factorisation (n² m + m³/3 operations for m new observations), weight space adds to
-        its Fisher matrix; Nyström features keep their landmarks.
+        its Fisher matrix; Nyström features keep their landmarks, so condition anew once the data have grown much.
 
         Args:
             x: m more examples, or a DataLoader of (input, target).

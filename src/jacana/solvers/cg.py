@@ -27,6 +27,9 @@ __all__ = ["CG"]
 _MARGIN = 0.7
 """The iteration goes on to this share of the tolerance: its own residual is not quite the true one."""
 
+_DIGITS = 8.0 * torch.finfo(torch.float64).eps
+"""How well rᵀM⁻¹r is known, relative to rᵀΣ⁻¹r."""
+
 _GAIN = 0.5
 """A new start that does not bring the true residual down to this share of the last has met the limit of precision."""
 
@@ -40,7 +43,7 @@ class CG(Iterative):
     When the iteration's own residual is below the tolerance, B − A X is computed once more with K contracted in
     float64; where that is not below, the iteration starts again from there: what is reported is what was reached.
 
-    Cost: one product a step and column, one float64 product a column at the end, 4 n · k numbers.
+    Cost: one product a step and column, one float64 product a column at the end, 6 n · k numbers.
 
     Args:
         rtol: tolerance of ‖B − A X‖ / ‖B‖.
@@ -112,8 +115,12 @@ class CG(Iterative):
             trying = excess > 1.0
             while bool(trying.any()) and run.steps < self.max_steps:
                 which = trying.nonzero().flatten()
+                x, remainder = run.x[:, which], run.remainder[:, which]
                 run.descend(which, bar)
                 before, excess = excess, run.excess()
+                worse = excess[which] > before[which]  # rounding can lead away: what was there is kept
+                run.x[:, which[worse]], run.remainder[:, which[worse]] = x[:, worse], remainder[:, worse]
+                excess[which[worse]] = before[which[worse]]
                 trying[which] = (excess[which] > 1.0) & (excess[which] < _GAIN * before[which])
         size = torch.linalg.vector_norm(right, dim=0)
         norms = torch.linalg.vector_norm(run.remainder, dim=0)
@@ -220,11 +227,13 @@ class _Run:
         self.products += len(which)
 
     def _error(self, residual: Float64[Tensor, "n k"], conditioned: Float64[Tensor, "n k"]) -> Float64[Tensor, " k"]:
-        """A bound of rᵀA⁻¹r: rᵀM⁻¹r where M ≤ A, and rᵀΣ⁻¹r always."""
-        if self._prepared is not None and self._prepared.is_below:
-            return (residual * conditioned).sum(0)
+        """A bound of rᵀA⁻¹r: rᵀM⁻¹r where M ≤ A, up to its rounding, and rᵀΣ⁻¹r always."""
         weighted = residual.square() / self._covariance.noise.unsqueeze(1)
-        return torch.where(residual == 0.0, 0.0, weighted).sum(0)
+        bound = torch.where(residual == 0.0, 0.0, weighted).sum(0)
+        if self._prepared is None or not self._prepared.is_below:
+            return bound
+        found = (residual * conditioned).sum(0)  # of differences: known to so many digits of the other
+        return torch.minimum(found.clamp_min(0.0) + _DIGITS * bound, bound)
 
     def _condition(self, residual: Float64[Tensor, "n k"]) -> Float64[Tensor, "n k"]:
         return residual.clone() if self._prepared is None else self._prepared.solve(residual)

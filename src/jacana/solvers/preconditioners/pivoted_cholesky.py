@@ -57,7 +57,7 @@ class PivotedCholesky(Preconditioner):
         n, together = len(covariance.noise), covariance.rows_together
         rank = affordable_rank(covariance) if self.rank is None else min(self.rank, n)
         source = torch.Generator().manual_seed(self.seed)
-        diagonal = covariance.kernel.diagonal().to(torch.float64).clamp_min(0.0)
+        diagonal = covariance.kernel.precise_diagonal().clamp_min(0.0)
         left, dtype = diagonal.clone(), contraction(covariance, diagonal)
         whole = torch.empty(n, _rounded(rank, together), dtype=torch.float64, device=left.device)
         root = whole.new_zeros(whole.shape[1], whole.shape[1])

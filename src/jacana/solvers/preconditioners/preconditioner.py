@@ -126,7 +126,12 @@ class LowRank(Prepared):
 
     def extended(self, rows: Rows, diagonal: Float64[Tensor, " m"], noise: Float64[Tensor, " m"]) -> Prepared | None:
         pivots = self._pivots
-        if pivots is None or len(self._noise) + len(noise) > _GROWN * pivots.n or bool((noise <= 0.0).any()):
+        if (
+            pivots is None
+            or not self.rank
+            or len(self._noise) + len(noise) > _GROWN * pivots.n
+            or bool((noise <= 0.0).any())
+        ):
             return None
         more = torch.linalg.solve_triangular(pivots.root.T, rows(pivots.index), upper=True, left=False)
         left = (diagonal - more.square().sum(1)).clamp_min(0.0)
