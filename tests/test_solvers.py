@@ -458,3 +458,53 @@ def test_samples_are_as_wide_as_the_posterior_however_small_the_noise(noise):
         drawn = post.predict(x[:6]).sample(400, torch.Generator().manual_seed(0))
         ratio = drawn.var(0) / exact
         assert 1 - 6 * math.sqrt(2 / 400) < float(ratio.min()) <= float(ratio.max()) < 1.05 + 6 * math.sqrt(2 / 400)
+
+
+def inputs_that_are_not_standardised():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 1))
+        x = torch.randn(300, 3) * 10 + 100
+    return net, x, (x - 100).sum(1, keepdim=True).sin()
+
+
+def test_where_float32_leads_nowhere_products_are_in_float64():
+    net, x, y = inputs_that_are_not_standardised()
+    gp = jacana.TangentGP(net, mean="zero")
+    post = gp.condition(x, y, noise_std=0.05, method=jacana.FunctionSpace(jacana.CG()))
+    assert post.solution.converged
+    assert float(post.solution.relative_residuals.max()) <= 1e-4
+    exact = gp.condition(x, y, noise_std=0.05, method=jacana.FunctionSpace())
+    gap = post.predict(x[:20]).mean - exact.predict(x[:20]).mean
+    assert float(gap.abs().max()) < 0.1 * float(exact.predict(x[:20]).std.min())
+
+
+def test_what_is_worse_than_nothing_is_not_kept():
+    net, x, y = inputs_that_are_not_standardised()
+    gp = jacana.TangentGP(net, mean="zero", prior_std=1e20)  # K is beyond float32, and cannot be told from rank one
+    with pytest.warns(jacana.errors.NotConverged):
+        post = gp.condition(x, y, noise_std=0.05, method=jacana.FunctionSpace(jacana.CG(max_steps=50)))
+    assert float(post.solution.relative_residuals.max()) <= 1.0
+
+
+def test_a_bound_that_rounding_has_eaten_is_not_convergence():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 10), nn.Tanh(), nn.Linear(10, 10), nn.Tanh(), nn.Linear(10, 1)).double()
+        x = torch.randn(60, 3, dtype=DOUBLE)
+    y = x.sum(1, keepdim=True).sin()
+    with pytest.warns(jacana.errors.NotConverged):
+        post = jacana.TangentGP(net, prior_std=1e5).condition(
+            x, y, noise_std=1e-3, method=jacana.WeightSpace(jacana.CG())
+        )
+    assert not post.solution.converged
+
+
+def test_a_kernel_far_below_the_noise_needs_no_preconditioner_and_takes_more_data():
+    net, x = networks(torch.float32)["mlp"]
+    y = random(60, 2)
+    gp = jacana.TangentGP(net, prior_std=1e-3)
+    post = gp.condition(x[:50], y[:50], noise_std=1.0, method=jacana.FunctionSpace(jacana.CG()))
+    more = post.condition(x[50:], y[50:])
+    whole = gp.condition(x, y, noise_std=1.0)
+    oracles.assert_close(more.predict(x).mean, whole.predict(x).mean, torch.float32, scale=1.0)

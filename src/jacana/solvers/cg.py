@@ -41,7 +41,9 @@ class CG(Iterative):
 
     Each column stops by itself. Products with K run in the network's dtype, all vectors and inner products in float64.
     When the iteration's own residual is below the tolerance, B − A X is computed once more with K contracted in
-    float64; where that is not below, the iteration starts again from there: what is reported is what was reached.
+    float64; where that is not below, the iteration starts again from there: what is reported is what was reached. Where
+    rounding of the network's dtype leads nowhere, it goes on with products that are contracted in float64, which take
+    longer; what is worse than what there was is never kept.
 
     Cost: one product a step and column, one float64 product a column at the end, 6 n · k numbers.
 
@@ -121,7 +123,11 @@ class CG(Iterative):
                 worse = excess[which] > before[which]  # rounding can lead away: what was there is kept
                 run.x[:, which[worse]], run.remainder[:, which[worse]] = x[:, worse], remainder[:, worse]
                 excess[which[worse]] = before[which[worse]]
-                trying[which] = (excess[which] > 1.0) & (excess[which] < _GAIN * before[which])
+                gained = excess < _GAIN * before
+                if bool((gained | (excess <= 1.0))[which].all()) or run.is_precise:
+                    trying[which] = (excess[which] > 1.0) & gained[which]
+                else:
+                    run.is_precise, trying = True, excess > 1.0
         size = torch.linalg.vector_norm(right, dim=0)
         norms = torch.linalg.vector_norm(run.remainder, dim=0)
         relative = torch.where(size > 0.0, norms / torch.where(size > 0.0, size, 1.0), 0.0)
@@ -162,6 +168,7 @@ class _Run:
     ) -> None:
         self._covariance, self._right, self._prepared, self._goal, self._most = covariance, right, prepared, goal, most
         self.steps = self.products = 0
+        self.is_precise = covariance.kernel.dtype == torch.float64
         self.x = torch.zeros_like(right) if start is None else start.clone()
         self.remainder = right.clone() if start is None or remainder is None else remainder.clone()
         if start is not None and remainder is None:
@@ -212,7 +219,7 @@ class _Run:
             if not len(which):
                 break
             direction = conditioned if step == 0 else conditioned.addcmul_(direction, alignment / before)
-            image = self._covariance.times(direction)
+            image = self._covariance.precise_times(direction) if self.is_precise else self._covariance.times(direction)
             curvature = (direction * image).sum(0)
             length = torch.where(curvature > 0.0, alignment / torch.where(curvature > 0.0, curvature, 1.0), 0.0)
             self.x[:, which] += direction * length
