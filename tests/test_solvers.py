@@ -508,3 +508,14 @@ def test_a_kernel_far_below_the_noise_needs_no_preconditioner_and_takes_more_dat
     more = post.condition(x[50:], y[50:])
     whole = gp.condition(x, y, noise_std=1.0)
     oracles.assert_close(more.predict(x).mean, whole.predict(x).mean, torch.float32, scale=1.0)
+
+
+def test_steps_of_a_network_in_float64_are_products_and_no_contractions(monkeypatch):
+    net, x = networks()["mlp"]
+    precise = []
+    times = Covariance.precise_times
+    monkeypatch.setattr(Covariance, "precise_times", lambda self, m: precise.append(1) or times(self, m))
+    method = jacana.FunctionSpace(jacana.CG(rtol=1e-6, preconditioner=None))
+    post = jacana.TangentGP(net).condition(x, random(60, 2), noise_std=0.3, method=method)
+    assert post.solution.steps > 10
+    assert len(precise) <= 2

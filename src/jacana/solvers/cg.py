@@ -124,7 +124,8 @@ class CG(Iterative):
                 run.x[:, which[worse]], run.remainder[:, which[worse]] = x[:, worse], remainder[:, worse]
                 excess[which[worse]] = before[which[worse]]
                 gained = excess < _GAIN * before
-                if bool((gained | (excess <= 1.0))[which].all()) or run.is_precise:
+                most_precise = run.is_precise or covariance.kernel.dtype == torch.float64
+                if most_precise or bool((gained | (excess <= 1.0))[which].all()):
                     trying[which] = (excess[which] > 1.0) & gained[which]
                 else:
                     run.is_precise, trying = True, excess > 1.0
@@ -168,7 +169,7 @@ class _Run:
     ) -> None:
         self._covariance, self._right, self._prepared, self._goal, self._most = covariance, right, prepared, goal, most
         self.steps = self.products = 0
-        self.is_precise = covariance.kernel.dtype == torch.float64
+        self.is_precise = False
         self.x = torch.zeros_like(right) if start is None else start.clone()
         self.remainder = right.clone() if start is None or remainder is None else remainder.clone()
         if start is not None and remainder is None:
