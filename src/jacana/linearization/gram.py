@@ -96,7 +96,8 @@ def gram(
             too rough for a small noise.
         weights: selected parameters by name, with values to take the kernel at in place of θ0.
         memory_budget: bytes that the answer and everything held or computed on the way to it may take, beside the probe
-            at the first data. By default the answer may take what is free, and the rest a quarter of what is free.
+            at the first data; what the system's allocator keeps of freed memory is not counted. By default the answer
+            may take what is free, and the rest a quarter of what is free.
         progress: a bar while it works.
 
     Returns:
