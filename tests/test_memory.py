@@ -64,7 +64,7 @@ print(status("VmHWM") - before)
 )
 def test_the_peak_stays_within_the_budget(network, n, budget):
     command = [sys.executable, "-c", SCRIPT, network, str(n), str(budget * MIB)]
-    # Every large block by itself: what is freed goes back, so that the peak is of what is held, and each run's the same.
+    # Every large block by itself: what is freed goes back, so that the peak is of what is held, the same each time.
     # Otherwise C's allocator keeps up to 50 MiB of what was freed, more or less by where the blocks happened to lie.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
