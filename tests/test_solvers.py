@@ -220,6 +220,25 @@ def test_what_single_precision_cannot_reach_in_one_descent_is_reached_in_several
     oracles.assert_close(found.x, want, DOUBLE, scale=float(want.abs().max()), condition=1e7)
 
 
+def test_what_rounding_left_takes_a_few_steps_and_no_second_descent():
+    """Where it is in the directions that the preconditioner explains; anew it were a quarter more steps."""
+    q, _ = torch.linalg.qr(random(400, 400))
+    values = torch.cat([torch.full((20,), 1e4, dtype=DOUBLE), torch.logspace(1, -3, 380, dtype=DOUBLE)])
+    K = q @ torch.diag(values) @ q.T
+    solver, steps = jacana.CG(rtol=1e-5, preconditioner=P.Nystrom(40)), {}
+    for dtype in (DOUBLE, torch.float32):
+        covariance = Covariance(Dense(K, dtype), torch.full((400,), 1e-2, dtype=DOUBLE))
+        if dtype == torch.float32:  # vectors in float32, and products off where K is largest
+            covariance.kernel.times = lambda matrix: (K + 0.1 * q[:, :20] @ q[:, :20].T) @ matrix.to(DOUBLE)
+        found = solver.solve(covariance, random(400, 2), prepared=solver.prepare(covariance))
+        assert found.converged
+        remainder = random(400, 2) - K @ found.x - 1e-2 * found.x
+        relative = torch.linalg.vector_norm(remainder, dim=0) / torch.linalg.vector_norm(random(400, 2), dim=0)
+        np.testing.assert_allclose(found.relative_residuals, relative, rtol=1e-4)
+        steps[dtype] = found.steps
+    assert steps[DOUBLE] < steps[torch.float32] < 1.2 * steps[DOUBLE]
+
+
 def test_the_warning_says_what_was_reached_and_the_cure():
     q, _ = torch.linalg.qr(random(60, 60))
     kernel = Dense(q @ torch.diag(torch.logspace(0, -6, 60, dtype=DOUBLE)) @ q.T)

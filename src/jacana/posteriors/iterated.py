@@ -24,6 +24,7 @@ from jacana.solvers import (
     SmallSampleError,
     SmallVarianceError,
     Solution,
+    form_bounds,
     log_determinant,
 )
 from jacana.solvers.preconditioners import Prepared
@@ -173,9 +174,7 @@ class System:
 
     def _hidden(self, remainder: Float64[Tensor, "nc 1"]) -> float:
         """A bound of eᵀA⁻¹e: by an M below A, else by the noise; nothing is known where there is neither."""
-        if self.prepared is not None and self.prepared.is_below:
-            return float((remainder * self.prepared.solve(remainder)).sum())
-        found = float((remainder.flatten().square() / self.covariance.noise).sum())
+        found = float(form_bounds(self.prepared, self.covariance.noise, remainder))
         return found if math.isfinite(found) else 0.0
 
 

@@ -6,6 +6,8 @@ from jacana.solvers.cholesky import Cholesky as Cholesky
 from jacana.solvers.direct import Direct as Direct
 from jacana.solvers.direct import Factor as Factor
 from jacana.solvers.eigh import Eigh as Eigh
+from jacana.solvers.form_bound import form_bound as form_bound
+from jacana.solvers.form_bound import form_bounds as form_bounds
 from jacana.solvers.goal import Goal as Goal
 from jacana.solvers.goal import SmallFormError as SmallFormError
 from jacana.solvers.goal import SmallResidual as SmallResidual

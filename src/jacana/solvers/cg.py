@@ -17,6 +17,7 @@ from tqdm import tqdm
 from jacana.errors import InvalidOption, NotConverged
 from jacana.operators import Covariance
 from jacana.solvers.checkpoint import Checkpoint
+from jacana.solvers.form_bound import form_bounds
 from jacana.solvers.goal import Goal, SmallResidual
 from jacana.solvers.preconditioners import Auto, Preconditioner, Prepared
 from jacana.solvers.solution import Solution
@@ -27,8 +28,8 @@ __all__ = ["CG"]
 _MARGIN = 0.7
 """The iteration goes on to this share of the tolerance: its own residual is not quite the true one."""
 
-_DIGITS = 8.0 * torch.finfo(torch.float64).eps
-"""How well rᵀM⁻¹r is known, relative to rᵀΣ⁻¹r."""
+_SECOND_MARGIN = 0.9
+"""And to this one where it only makes up for that."""
 
 _GAIN = 0.5
 """A new start that does not bring the true residual down to this share of the last has met the limit of precision."""
@@ -41,9 +42,10 @@ class CG(Iterative):
 
     Each column stops by itself. Products with K run in the network's dtype, all vectors and inner products in float64.
     When the iteration's own residual is below the tolerance, B − A X is computed once more with K contracted in
-    float64; where that is not below, the iteration starts again from there: what is reported is what was reached. Where
-    rounding of the network's dtype leads nowhere, it goes on with products that are contracted in float64, which take
-    longer; what is worse than what there was is never kept.
+    float64: what is reported is what was reached. Where that is not below, the iteration goes on with the difference of
+    the two alone, which rounding left mostly where K is largest, so that a preconditioner has it gone in a few steps;
+    from B − A X itself it would begin again. Where rounding of the network's dtype leads nowhere, it goes on with
+    products that are contracted in float64, which take longer; what is worse than what there was is never kept.
 
     Cost: one product a step and column, one float64 product a column at the end, 6 n · k numbers.
 
@@ -121,7 +123,7 @@ class CG(Iterative):
                 run.descend(which, bar)
                 before, excess = excess, run.excess()
                 worse = excess[which] > before[which]  # rounding can lead away: what was there is kept
-                run.x[:, which[worse]], run.remainder[:, which[worse]] = x[:, worse], remainder[:, worse]
+                run.put_back(which[worse], x[:, worse], remainder[:, worse])
                 excess[which[worse]] = before[which[worse]]
                 gained = excess < _GAIN * before
                 most_precise = run.is_precise or covariance.kernel.dtype == torch.float64
@@ -172,6 +174,7 @@ class _Run:
         self.is_precise = False
         self.x = torch.zeros_like(right) if start is None else start.clone()
         self.remainder = right.clone() if start is None or remainder is None else remainder.clone()
+        self._done = torch.zeros_like(right)  # what an iteration ended with by its own account, where that was enough
         if start is not None and remainder is None:
             self._look(torch.arange(right.shape[1], device=right.device))
         self._checkpoint = checkpoint
@@ -204,19 +207,29 @@ class _Run:
         if self._checkpoint is not None:
             self._checkpoint.keep(self.x, now=self._checkpoint.path.exists())
 
+    def put_back(self, which: Tensor, x: Float64[Tensor, "n k"], remainder: Float64[Tensor, "n k"]) -> None:
+        """Some columns as they were; the next descent begins from there anew."""
+        self.x[:, which], self.remainder[:, which], self._done[:, which] = x, remainder, 0.0
+
     def _descend(self, which: Tensor, bar: _Bar) -> None:
-        residual = self.remainder[:, which]
+        done = self._done[:, which]
+        residual, ready = self.remainder[:, which] - done, self._condition(done)
+        margin = torch.where((done != 0.0).any(0), _SECOND_MARGIN, _MARGIN)
+        self._done[:, which] = 0.0
         direction, alignment = residual, residual.new_zeros(len(which))
         for step in range(self._most - self.steps):
-            conditioned = self._condition(residual)
-            error = self._error(residual, conditioned)
-            excess = self._goal.excess(which, self.x[:, which], self._right[:, which], residual, error)
+            conditioned, whole = self._condition(residual), residual + done
+            error = self._error(whole, conditioned + ready)
+            excess = self._goal.excess(which, self.x[:, which], self._right[:, which], whole, error)
             before, alignment = alignment, (residual * conditioned).sum(0)
             bar.show(excess)
-            keep = ((excess > _MARGIN) & (alignment > 0.0)).nonzero().flatten()
+            enough = excess <= margin
+            self._done[:, which[enough]] = whole[:, enough]
+            keep = (~enough & (alignment > 0.0)).nonzero().flatten()
             if len(keep) < len(which):
-                which, before, alignment = which[keep], before[keep], alignment[keep]
+                which, before, alignment, margin = which[keep], before[keep], alignment[keep], margin[keep]
                 residual, direction, conditioned = residual[:, keep], direction[:, keep], conditioned[:, keep]
+                done, ready = done[:, keep], ready[:, keep]
             if not len(which):
                 break
             direction = conditioned if step == 0 else conditioned.addcmul_(direction, alignment / before)
@@ -235,13 +248,7 @@ class _Run:
         self.products += len(which)
 
     def _error(self, residual: Float64[Tensor, "n k"], conditioned: Float64[Tensor, "n k"]) -> Float64[Tensor, " k"]:
-        """A bound of rᵀA⁻¹r: rᵀM⁻¹r where M ≤ A, up to its rounding, and rᵀΣ⁻¹r always."""
-        weighted = residual.square() / self._covariance.noise.unsqueeze(1)
-        bound = torch.where(residual == 0.0, 0.0, weighted).sum(0)
-        if self._prepared is None or not self._prepared.is_below:
-            return bound
-        found = (residual * conditioned).sum(0)  # of differences: known to so many digits of the other
-        return torch.minimum(found.clamp_min(0.0) + _DIGITS * bound, bound)
+        return form_bounds(self._prepared, self._covariance.noise, residual, conditioned)
 
     def _condition(self, residual: Float64[Tensor, "n k"]) -> Float64[Tensor, "n k"]:
         return residual.clone() if self._prepared is None else self._prepared.solve(residual)

@@ -21,6 +21,8 @@ from jacana.solvers import (
     SmallResidual,
     SmallSampleError,
     Solution,
+    form_bound,
+    form_bounds,
     log_determinant,
 )
 
@@ -153,7 +155,8 @@ class ProductPrecision(Precision):
         parts = []
         for block in x.batches(self._at_once):
             found, right = self._solved_for(block)
-            parts.append((found.x * (right + found.remainder)).sum(0) + self._left(found.remainder).diagonal())
+            left = form_bounds(self._prepared, self._precision.noise, found.remainder)
+            parts.append((found.x * (right + found.remainder)).sum(0) + left)
         return torch.cat(parts).view(-1, c)
 
     def blocks(self, x: Examples) -> Float64[Tensor, "m c c"]:
@@ -173,7 +176,8 @@ class ProductPrecision(Precision):
             return spread @ spread.T / self._n_samples
         found, right = self._solved_for(x)
         product = found.x.T @ (right + found.remainder)
-        return 0.5 * (product + product.T) + self._left(found.remainder)
+        left = form_bound(self._prepared, self._precision.noise, found.remainder)
+        return 0.5 * (product + product.T) + left
 
     def deviations(self, n: int, generator: torch.Generator | None) -> Float64[Tensor, "p n"]:
         """S^½ A⁻¹u for u ~ N(0, A)."""
@@ -201,8 +205,3 @@ class ProductPrecision(Precision):
         right = self._products.lin.features(x).dense().T.mul(self._std)
         start = None if self._prepared is None else self._prepared.solve(right)
         return self.solved(right, SmallFormError(_VARIANCE_ERROR), start), right
-
-    def _left(self, remainder: Float64[Tensor, "p k"]) -> Float64[Tensor, "k k"]:
-        """At least RᵀA⁻¹R."""
-        below = self._prepared is not None and self._prepared.is_below
-        return remainder.T @ (self._prepared.solve(remainder) if below and self._prepared is not None else remainder)
