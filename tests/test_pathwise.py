@@ -151,3 +151,22 @@ def test_more_data_of_another_structure_are_refused():
     with pytest.raises(jacana.errors.JacanaError):
         post.condition(loader)
     assert post.n_examples == 60
+
+
+def test_samples_are_solved_for_as_far_as_so_many_tell_of_a_variance():
+    net, _ = networks()["mlp"]
+    x, y = random(150, 3, seed=5), random(150, 2, seed=3)
+    gp = jacana.TangentGP(net, progress=False)
+    J = torch.from_numpy(oracles.jacobian(net, x))
+    freedom = float(torch.linalg.solve(J @ J.T + 0.05**2 * torch.eye(300), J @ J.T).trace())
+    steps = []
+    for n_samples, share in ((4, 0.1 * math.sqrt(2.0 / 4)), (220, 0.01)):
+        found = []
+        for rtol in (0.9, 1e-8):
+            solver = jacana.CG(rtol=rtol, preconditioner=jacana.preconditioners.Nystrom(10))
+            post = gp.condition(x, y, 0.05, method=jacana.Pathwise(n_samples, solver))
+            found.append(post.sample_weights(n_samples, torch.Generator().manual_seed(0)) - post.weights.unsqueeze(1))
+            steps.append(post.solution.steps)
+        wrong = (J @ (found[0] - found[1]) / 0.05).square().sum(0) / freedom
+        assert float(wrong.max()) < share
+    assert steps[0] < steps[2] < steps[1]

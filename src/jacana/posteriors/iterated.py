@@ -34,6 +34,9 @@ __all__ = ["IteratedState", "System"]
 _VARIANCE_ERROR = 0.01
 """How much larger than the exact one a variance may be, by estimate."""
 
+_OF_SAMPLING = 0.1
+"""What may be wrong with the variance of a fixed number of samples beside its standard error."""
+
 
 @final
 class System:
@@ -113,16 +116,23 @@ class System:
         left = right[1] - Products(more.model.lin, more.x).precise_times(weights)
         start = torch.cat([solution.x, torch.zeros_like(right[1])])
         remainder = torch.cat([solution.remainder, left])
-        goal = system.sample_goal() if right[0].shape[1] > 1 else None
+        n_samples = right[0].shape[1] - 1
+        goal = system.sample_goal(n_samples) if n_samples else None
         return system, system.solve(torch.cat(right), start, goal, remainder)
 
-    def sample_goal(self) -> Goal | None:
-        """How well samples are solved for; by the residual alone where there is no noise."""
+    def sample_goal(self, n_samples: int | None = None) -> Goal | None:
+        """How well samples are solved for; by the residual alone where there is no noise.
+
+        Args:
+            n_samples: how many there will ever be, so that no more is asked than what they tell of a variance.
+        """
         noise = self.covariance.noise
         if bool((noise == 0.0).any()):
             return None
         freedom = 0.0 if self.prepared is None else self.prepared.freedom
-        return SmallSampleError(_VARIANCE_ERROR, noise, freedom, SmallResidual(self.solver.rtol))
+        of_sampling = 0.0 if n_samples is None else _OF_SAMPLING * math.sqrt(2.0 / n_samples)
+        share = max(_VARIANCE_ERROR, of_sampling)
+        return SmallSampleError(share, noise, freedom, SmallResidual(self.solver.rtol))
 
     def guess(self, right: Float64[Tensor, "nc k"]) -> Float64[Tensor, "nc k"] | None:
         """A first solution. What is smooth is solved by it alone, far below what a step in float32 can tell."""

@@ -32,7 +32,8 @@ class Pathwise(Method):
     examples are Jacobian-vector products, n_samples + 1 of them, and the training data are not needed. Choose it where
     a matrix cannot be factorised and there is much to predict. A variance is the mean of n_samples squares around the
     exact mean, with a relative standard error of √(2 / n_samples); the same samples serve all predictions. They are
-    solved for until what is wrong with them is, over the data, below 1 % of the posterior's variance; or it warns.
+    solved for until what is wrong with them is, over the data, below a tenth of that share of the posterior's variance,
+    or below 1 %; or it warns.
 
     Cost: n_samples + 1 products a step of the solver; 2 p · n_samples numbers in float64.
 
@@ -81,7 +82,9 @@ class Pathwise(Method):
         generator = torch.Generator().manual_seed(self.seed)
         prior, missing = system.weight_samples(self.n_samples, generator)
         right = torch.cat([observations.residual.reshape(-1, 1), missing], dim=1)
-        return _PathwiseState(system, prior, right, generator, system.solve(right, goal=system.sample_goal()))
+        return _PathwiseState(
+            system, prior, right, generator, system.solve(right, goal=system.sample_goal(self.n_samples))
+        )
 
 
 class _PathwiseState(State):
