@@ -47,7 +47,7 @@ class CG(Iterative):
     from B − A X itself it would begin again. Where rounding of the network's dtype leads nowhere, it goes on with
     products that are contracted in float64, which take longer; what is worse than what there was is never kept.
 
-    Cost: one product a step and column, one float64 product a column at the end, 6 n · k numbers.
+    Cost: one product a step and column, one float64 product a column at the end, 12 n · k numbers.
 
     Args:
         rtol: tolerance of ‖B − A X‖ / ‖B‖.
@@ -213,8 +213,9 @@ class _Run:
 
     def _descend(self, which: Tensor, bar: _Bar) -> None:
         done = self._done[:, which]
-        residual, ready = self.remainder[:, which] - done, self._condition(done)
-        margin = torch.where((done != 0.0).any(0), _SECOND_MARGIN, _MARGIN)
+        again = (done != 0.0).any(0)
+        residual, ready = self.remainder[:, which] - done, self._condition(done) if bool(again.any()) else done
+        margin = torch.where(again, _SECOND_MARGIN, _MARGIN)
         self._done[:, which] = 0.0
         direction, alignment = residual, residual.new_zeros(len(which))
         for step in range(self._most - self.steps):
