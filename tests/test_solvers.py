@@ -239,6 +239,51 @@ def test_what_rounding_left_takes_a_few_steps_and_no_second_descent():
     assert steps[DOUBLE] < steps[torch.float32] < 1.2 * steps[DOUBLE]
 
 
+@pytest.mark.parametrize("several", [True, False])
+def test_what_is_used_through_products_is_held_against_them(several):
+    """Products and entries that a network rounds in different ways are those of two kernels."""
+    q, _ = torch.linalg.qr(random(80, 80))
+    K = q @ torch.diag(torch.logspace(2, -2, 80, dtype=DOUBLE)) @ q.T
+    other = K + 0.01 * q[:, :5] @ q[:, :5].T
+    kernel = Dense(K)
+    kernel.times = lambda matrix: other @ matrix
+    covariance = Covariance(kernel, torch.full((80,), 0.01, dtype=DOUBLE), by_products=several)
+    right = random(80, 3)
+    found = jacana.CG(rtol=1e-6, preconditioner=None).solve(covariance, right)
+    meant = other if several else K
+    assert found.converged
+    assert found.is_precise != several
+    np.testing.assert_allclose(found.remainder, right - meant @ found.x - 0.01 * found.x, atol=1e-10)
+
+
+def test_products_that_do_not_show_it_give_way_to_entries():
+    q, _ = torch.linalg.qr(random(60, 60))
+    K = q @ torch.diag(torch.logspace(2, -2, 60, dtype=DOUBLE)) @ q.T
+    covariance = Covariance(Dense(K, torch.float32), torch.full((60,), 0.01, dtype=DOUBLE), by_products=True)
+    right = random(60, 2)
+    found = jacana.CG(rtol=1e-11, preconditioner=None).solve(covariance, right)
+    assert found.converged
+    assert found.is_precise
+    remainder = right - K @ found.x - 0.01 * found.x
+    assert bool((remainder.norm(dim=0) <= 1.1e-11 * right.norm(dim=0)).all())
+
+
+@pytest.mark.parametrize("rtol", [1e-2, 1e-4, 1e-8])
+@pytest.mark.parametrize("way", [jacana.FunctionSpace, lambda solver: jacana.Pathwise(2, solver)])
+def test_the_residual_is_that_of_the_weights_that_predict(rtol, way):
+    """y − m − J w − Σα, whatever α is held against."""
+    net, x = networks(torch.float32)["cnn"]
+    gp, y = jacana.TangentGP(net), random(len(x), 3, seed=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", jacana.errors.NotConverged)
+        post = gp.condition(x, y, 0.05, method=way(jacana.CG(rtol=rtol)))
+    with torch.no_grad():
+        residual = (y - net(x)).flatten()
+    J = torch.as_tensor(oracles.jacobian(net.double(), x.double()))
+    left = residual - J @ post.weights - 0.05**2 * post.solution.x[:, 0]
+    assert float(left.norm()) <= max(1.01 * rtol, 1e-5) * float(residual.norm())
+
+
 def test_the_warning_says_what_was_reached_and_the_cure():
     q, _ = torch.linalg.qr(random(60, 60))
     kernel = Dense(q @ torch.diag(torch.logspace(0, -6, 60, dtype=DOUBLE)) @ q.T)

@@ -186,7 +186,7 @@ class _Sides:
         self._solved = found.x
         squares = torch.zeros(0, right.shape[1], dtype=torch.float64, device=residual.device)
         if learned.n_scales:
-            pulled = (std.unsqueeze(1) * system.pulled(found.x)).square()
+            pulled = (std.unsqueeze(1) * system.pulled(found)).square()
             by_tensor = torch.stack([part.sum(0) for part in torch.split(pulled, self._sizes)])
             squares = _grouped(by_tensor, list(learned.groups), learned.n_scales)
         if learned.n_noises:

@@ -23,12 +23,15 @@ class Covariance(Operator):
     Args:
         kernel: K, symmetric and positive semidefinite.
         noise: the variances on the diagonal of Σ, (n,).
+        by_products: whether what is solved for may be held against what was asked for by products in K's dtype, because
+            it is used through such products alone. By default entries of K are used beside it, and what these are
+            contracted from decides.
     """
 
-    def __init__(self, kernel: Operator, noise: Float64[Tensor, " n"]) -> None:
+    def __init__(self, kernel: Operator, noise: Float64[Tensor, " n"], *, by_products: bool = False) -> None:
         if kernel.shape != (len(noise), len(noise)):
             raise InvalidData(f"noise: got {len(noise)} variances for a kernel of shape {tuple(kernel.shape)}.")
-        self.kernel, self.noise = kernel, noise
+        self.kernel, self.noise, self.by_products = kernel, noise, by_products
 
     @property
     def shape(self) -> torch.Size:

@@ -63,7 +63,9 @@ class System:
         self.observations, self.solver, self._progress = observations, solver, progress
         self.products = Products(model.lin, observations.x) if products is None else products
         kernel = NTK(model.lin, self.products, prior_std=model.prior.given)
-        self.covariance = Covariance(kernel, observations.noise.flatten())
+        by_products = observations.c > 1  # of one output, what is contracted in float64 costs no more
+        self.covariance = Covariance(kernel, observations.noise.flatten(), by_products=by_products)
+        self._of_entries = Covariance(kernel, self.covariance.noise)
         self.prepared: Prepared | None = self.prepared_anew() if prepare is None else prepare(self)
         self._variances = model.prior.vector(model.lin.device).square().unsqueeze(1)
 
@@ -134,17 +136,27 @@ class System:
         share = max(_VARIANCE_ERROR, of_sampling)
         return SmallSampleError(share, noise, freedom, SmallResidual(self.solver.rtol))
 
-    def guess(self, right: Float64[Tensor, "nc k"]) -> Float64[Tensor, "nc k"] | None:
-        """A first solution. What is smooth is solved by it alone, far below what a step in float32 can tell."""
-        return None if self.prepared is None else self.prepared.solve(right)
+    def explain(self, cross: Float64[Tensor, "nc k"], goal: Goal) -> Solution:
+        """A⁻¹ K* for entries K* of the kernel.
 
-    def weights_for(self, alpha: Float64[Tensor, "nc k"]) -> Float64[Tensor, "p k"]:
-        """S Jᵀ α, contracted in float64."""
-        return self._variances * self.pulled(alpha)
+        It begins at M⁻¹ K*: what is smooth is solved by that alone, far below what a step in float32 can tell.
+        """
+        start = None if self.prepared is None else self.prepared.solve(cross)
+        return self.solver.solve(
+            self._of_entries, cross, prepared=self.prepared, start=start, goal=goal, progress=self._progress
+        )
 
-    def pulled(self, weights: Float64[Tensor, "nc k"]) -> Float64[Tensor, "p k"]:
-        """Jᵀ U, contracted in float64."""
-        return self.products.precise_transposed_times(weights)
+    def weights_for(self, solution: Solution) -> Float64[Tensor, "p k"]:
+        """S Jᵀ α, by the products that α was held against: what it explains, J S Jᵀ α, is then what was looked at."""
+        return self._variances * self.pulled(solution)
+
+    def pulled(self, solution: Solution) -> Float64[Tensor, "p k"]:
+        """Jᵀ α, by the same."""
+        if solution.is_precise:
+            return self.products.precise_transposed_times(solution.x)
+        size = solution.x.abs().amax(0).clamp_min(torch.finfo(torch.float64).tiny)  # float32 has a narrower range
+        pulled = self.products.transposed_times((solution.x / size).to(self.products.lin.dtype))
+        return pulled.to(torch.float64) * size
 
     def cross(self, x: Examples) -> Float64[Tensor, "nc mc"]:
         """K between the observed examples and others."""
@@ -208,7 +220,7 @@ class IteratedState(State):
 
     @cached_property
     def weights(self) -> Float64[Tensor, " p"]:
-        return self._system.weights_for(self.solution.x).squeeze(1)
+        return self._system.weights_for(self.solution).squeeze(1)
 
     @property
     def log_evidence(self) -> float:
@@ -222,20 +234,16 @@ class IteratedState(State):
         model = self.observations.model
         c = self.observations.c
         at_once = max(1, budget(model.lin.device) // (8 * 8 * len(self._residual) * c))
-        parts = []
+        pulled, parts = self._system.products.precise_transposed_times, []
         for block in x.batches(at_once):
             prior = diagonal_blocks(model.lin, block, model.prior).diagonal(dim1=1, dim2=2)
             cross = self._system.cross(block)
-            found = self._system.solve(
-                cross, self._system.guess(cross), goal=SmallVarianceError(_VARIANCE_ERROR, prior.flatten())
-            )
+            found = self._system.explain(cross, SmallVarianceError(_VARIANCE_ERROR, prior.flatten()))
             variance = prior.flatten() - (found.x * (cross + found.remainder)).sum(0)
             fit = (found.x * (cross - found.remainder)).sum(0)
             small = (variance < TRUSTED * EPS * (prior.flatten() + fit.abs())).nonzero().flatten()
             if len(small):
-                variance[small] = joseph_variance(
-                    model, block, found.x, self._spread(found.x), small, self._system.pulled
-                )
+                variance[small] = joseph_variance(model, block, found.x, self._spread(found.x), small, pulled)
             parts.append(variance.view_as(prior))
         return torch.cat(parts)
 
@@ -244,13 +252,14 @@ class IteratedState(State):
         prior = dense_kernel(model.lin, x, None, model.prior)
         cross = self._system.cross(x)
         goal = SmallVarianceError(_VARIANCE_ERROR, prior.diagonal())
-        found = self._system.solve(cross, self._system.guess(cross), goal)
+        found = self._system.explain(cross, goal)
         explained = cross.T @ found.x
         fit = found.x.T @ (cross - found.remainder)
         covariance = prior - explained - explained.T + 0.5 * (fit + fit.T)
         doubt = TRUSTED * EPS * (prior.diagonal() + fit.diagonal().abs())
         if bool((covariance.diagonal() < doubt).any()):
-            root = joseph_root(self.observations.model, x, found.x, self._spread(found.x), self._system.pulled)
+            pulled = self._system.products.precise_transposed_times
+            root = joseph_root(self.observations.model, x, found.x, self._spread(found.x), pulled)
             return root.T @ root
         return covariance
 
@@ -260,7 +269,7 @@ class IteratedState(State):
 
     def sample_weights(self, n: int, generator: torch.Generator | None) -> Float64[Tensor, "p n"]:
         prior, missing = self._system.weight_samples(n, generator)
-        return prior + self._system.weights_for(self._system.solve(missing, goal=self._system.sample_goal()).x)
+        return prior + self._system.weights_for(self._system.solve(missing, goal=self._system.sample_goal()))
 
     def extended(self, more: Observations) -> State:
         right = self._residual, more.residual.reshape(-1, 1)

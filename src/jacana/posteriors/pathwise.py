@@ -101,7 +101,7 @@ class _PathwiseState(State):
         super().__init__(system.observations)
         self._system, self._prior, self._right, self._generator = system, prior, right, generator
         self._solution = solution
-        weights = system.weights_for(solution.x)
+        weights = system.weights_for(solution)
         self._mean = weights[:, 0].clone()
         self._deviations = prior + weights[:, 1:] - weights[:, :1]
 

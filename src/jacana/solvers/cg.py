@@ -42,10 +42,13 @@ class CG(Iterative):
 
     Each column stops by itself. Products with K run in the network's dtype, all vectors and inner products in float64.
     When the iteration's own residual is below the tolerance, B − A X is computed once more with K contracted in
-    float64: what is reported is what was reached. Where that is not below, the iteration goes on with the difference of
-    the two alone, which rounding left mostly where K is largest, so that a preconditioner has it gone in a few steps;
-    from B − A X itself it would begin again. Where rounding of the network's dtype leads nowhere, it goes on with
-    products that are contracted in float64, which take longer; what is worse than what there was is never kept.
+    float64: what is reported is what was reached. (Of a network with several outputs, where that takes as long as
+    several steps, it is first computed by the products that the weights are made by, and if that is below, so be it;
+    not for the variances of :class:`~jacana.FunctionSpace`, which entries of K are used for.) Where it is not below,
+    the iteration goes on with the difference of the two alone, which rounding left mostly where K is largest, so that a
+    preconditioner has it gone in a few steps; from B − A X itself it would begin again. Where rounding of the network's
+    dtype leads nowhere, it goes on with products that are contracted in float64, which take longer; what is worse than
+    what there was is never kept.
 
     Cost: one product a step and column, one float64 product a column at the end, 12 n · k numbers.
 
@@ -120,22 +123,27 @@ class CG(Iterative):
             while bool(trying.any()) and run.steps < self.max_steps:
                 which = trying.nonzero().flatten()
                 x, remainder = run.x[:, which], run.remainder[:, which]
+                precisely = run.looks_precisely
                 run.descend(which, bar)
                 before, excess = excess, run.excess()
+                if run.looks_precisely != precisely:
+                    before = torch.full_like(excess, math.inf)  # of other products: nothing to compare with
                 worse = excess[which] > before[which]  # rounding can lead away: what was there is kept
                 run.put_back(which[worse], x[:, worse], remainder[:, worse])
                 excess[which[worse]] = before[which[worse]]
                 gained = excess < _GAIN * before
                 most_precise = run.is_precise or covariance.kernel.dtype == torch.float64
                 if most_precise or bool((gained | (excess <= 1.0))[which].all()):
-                    trying[which] = (excess[which] > 1.0) & gained[which]
+                    trying = (excess > 1.0) & gained
                 else:
                     run.is_precise, trying = True, excess > 1.0
         size = torch.linalg.vector_norm(right, dim=0)
         norms = torch.linalg.vector_norm(run.remainder, dim=0)
         relative = torch.where(size > 0.0, norms / torch.where(size > 0.0, size, 1.0), 0.0)
         seconds, converged = time.perf_counter() - began, bool((excess <= 1.0).all())
-        solution = Solution(run.x, run.remainder, relative, run.steps, run.products, seconds, converged)
+        solution = Solution(
+            run.x, run.remainder, relative, run.steps, run.products, seconds, converged, run.looks_precisely
+        )
         if not converged:
             self._warn(solution, excess)
         return solution
@@ -172,11 +180,13 @@ class _Run:
         self._covariance, self._right, self._prepared, self._goal, self._most = covariance, right, prepared, goal, most
         self.steps = self.products = 0
         self.is_precise = False
+        self.looks_precisely = not covariance.by_products
         self.x = torch.zeros_like(right) if start is None else start.clone()
         self.remainder = right.clone() if start is None or remainder is None else remainder.clone()
         self._done = torch.zeros_like(right)  # what an iteration ended with by its own account, where that was enough
+        self._all = torch.arange(right.shape[1], device=right.device)
         if start is not None and remainder is None:
-            self._look(torch.arange(right.shape[1], device=right.device))
+            self._compute(self._all)
         self._checkpoint = checkpoint
         before = None if checkpoint is None else checkpoint.load(right)
         if before is not None:
@@ -184,16 +194,14 @@ class _Run:
 
     def _go_on_from(self, before: Float64[Tensor, "n k"]) -> None:
         """Take up what an earlier process left, in the columns where it is the better start."""
-        left = self._right - self._covariance.precise_times(before)
-        self.products += before.shape[1]
+        left = self._right - self._product(before)
         better = torch.linalg.vector_norm(left, dim=0) < torch.linalg.vector_norm(self.remainder, dim=0)
         self.x, self.remainder = torch.where(better, before, self.x), torch.where(better, left, self.remainder)
 
     def excess(self) -> Float64[Tensor, " k"]:
         """How far every column is from the goal."""
-        every = torch.arange(self._right.shape[1], device=self._right.device)
         error = self._error(self.remainder, self._condition(self.remainder))
-        return self._goal.excess(every, self.x, self._right, self.remainder, error)
+        return self._goal.excess(self._all, self.x, self._right, self.remainder, error)
 
     def descend(self, which: Tensor, bar: _Bar) -> None:
         """Conjugate gradients in some columns, until each is at the goal by its own account; then look."""
@@ -244,9 +252,18 @@ class _Run:
                 self._checkpoint.keep(self.x)
 
     def _look(self, which: Tensor) -> None:
-        """The remainder as it is, in float64."""
-        self.remainder[:, which] = self._right[:, which] - self._covariance.precise_times(self.x[:, which])
-        self.products += len(which)
+        """The remainder as it is; in every column from products in float64 where others do not show it small enough."""
+        self._compute(which)
+        if not self.looks_precisely and bool((self.excess()[which] > 1.0).any()):
+            self.looks_precisely = True
+            self._compute(self._all)
+
+    def _compute(self, which: Tensor) -> None:
+        self.remainder[:, which] = self._right[:, which] - self._product(self.x[:, which])
+
+    def _product(self, x: Float64[Tensor, "n k"]) -> Float64[Tensor, "n k"]:
+        self.products += x.shape[1]
+        return self._covariance.precise_times(x) if self.looks_precisely else self._covariance.times(x)
 
     def _error(self, residual: Float64[Tensor, "n k"], conditioned: Float64[Tensor, "n k"]) -> Float64[Tensor, " k"]:
         return form_bounds(self._prepared, self._covariance.noise, residual, conditioned)

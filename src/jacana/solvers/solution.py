@@ -18,12 +18,13 @@ class Solution:
 
     Attributes:
         x: (n, k).
-        remainder: B − A X, from a product in float64.
+        remainder: B − A X, computed anew.
         relative_residuals: ‖B − A X‖ / ‖B‖ of each column, zero where B is.
         steps: of the iteration.
         products: columns that A was multiplied with, those of the check included.
         seconds: of the solution; a preconditioner's own are apart.
         converged: whether every column reached the tolerance.
+        is_precise: whether the remainder is of products that were contracted in float64.
 
     Example:
         >>> import jacana, torch
@@ -41,6 +42,7 @@ class Solution:
     products: int
     seconds: float
     converged: bool
+    is_precise: bool = True
 
     def __repr__(self) -> str:
         worst = float(self.relative_residuals.max()) if self.relative_residuals.numel() else 0.0
