@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import jacana
+from jacana.linearization import Products
 from jacana.operators import Covariance
 from jacana.solvers import SmallVarianceError, log_determinant
 from tests import oracles
@@ -282,6 +283,18 @@ def test_the_residual_is_that_of_the_weights_that_predict(rtol, way):
     J = torch.as_tensor(oracles.jacobian(net.double(), x.double()))
     left = residual - J @ post.weights - 0.05**2 * post.solution.x[:, 0]
     assert float(left.norm()) <= max(1.01 * rtol, 1e-5) * float(residual.norm())
+
+
+def test_what_was_held_against_float64_stays_so_with_more_data():
+    net, x = networks(torch.float32)["cnn"]
+    y = random(len(x), 3, seed=3)
+    post = jacana.TangentGP(net).condition(x[:20], y[:20], 0.3, method=jacana.FunctionSpace(jacana.CG(rtol=1e-8)))
+    assert post.solution.is_precise
+    lin = jacana.linearize(net)
+    explained = Products(lin, x[20:22]).precise_times(post.weights.unsqueeze(1)).view(2, 3)
+    more = post.condition(x[20:22], lin(x[20:22]).double() + explained)
+    assert more.solution.steps == 0  # what is explained already takes none
+    assert more.solution.is_precise
 
 
 def test_the_warning_says_what_was_reached_and_the_cure():

@@ -1,6 +1,7 @@
 """Operators: the Jacobian and the kernel as matrices that are known by their products."""
 
 from jacana.operators.covariance import Covariance as Covariance
+from jacana.operators.covariance import rounded as rounded
 from jacana.operators.estimates import Estimate as Estimate
 from jacana.operators.estimates import estimate_log_determinant as estimate_log_determinant
 from jacana.operators.estimates import estimate_trace as estimate_trace

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import final
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from jacana.errors import InvalidData
 from jacana.operators.operator import Operator
 
-__all__ = ["Covariance"]
+__all__ = ["Covariance", "rounded"]
 
 
 @final
@@ -50,10 +51,8 @@ class Covariance(Operator):
         return self.kernel.rows_together
 
     def times(self, matrix: Float64[Tensor, "n k"]) -> Float64[Tensor, "n k"]:
-        size = matrix.abs().amax(0)  # float32 has a narrower range
-        size = torch.where(size > 0.0, size, 1.0)
-        product = self.kernel.times((matrix / size).to(self.kernel.dtype)).to(torch.float64)
-        return product.mul_(size).addcmul_(self.noise.unsqueeze(1), matrix)
+        product = rounded(self.kernel.times, matrix, self.kernel.dtype)
+        return product.addcmul_(self.noise.unsqueeze(1), matrix)
 
     def transposed_times(self, matrix: Float64[Tensor, "n k"]) -> Float64[Tensor, "n k"]:
         return self.times(matrix)
@@ -75,3 +74,12 @@ class Covariance(Operator):
 
     def to_dense(self) -> Float64[Tensor, "n n"]:
         return self.kernel.to_dense().to(torch.float64) + torch.diag(self.noise)
+
+
+def rounded(
+    times: Callable[[Float[Tensor, "m k"]], Float[Tensor, "n k"]], matrix: Float64[Tensor, "m k"], dtype: torch.dtype
+) -> Float64[Tensor, "n k"]:
+    """A product in a dtype that may have a narrower range than the matrix."""
+    size = matrix.abs().amax(0)
+    size = torch.where(size > 0.0, size, 1.0)
+    return times((matrix / size).to(dtype)).to(torch.float64).mul_(size)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jacana.linearization import Products, budget, dense_kernel, diagonal_blocks
 from jacana.networks import Examples
-from jacana.operators import NTK, Covariance, Estimate, standard_normal
+from jacana.operators import NTK, Covariance, Estimate, rounded, standard_normal
 from jacana.posteriors.joseph import EPS, TRUSTED, joseph_root, joseph_variance
 from jacana.posteriors.method import State
 from jacana.posteriors.observations import Observations
@@ -48,6 +48,8 @@ class System:
         progress: show bars.
         products: with the Jacobian of these observations, where they are there already.
         prepare: makes what is prepared, where that is not for the solver to do.
+        by_products: whether means and samples may be held against products in the network's dtype; not where they start
+            from what was held against float64. Of one output, what is contracted in float64 costs no more.
     """
 
     def __init__(
@@ -58,13 +60,15 @@ class System:
         progress: bool,
         products: Products | None = None,
         prepare: Callable[[System], Prepared | None] | None = None,
+        by_products: bool = True,
     ) -> None:
         model = observations.model
         self.observations, self.solver, self._progress = observations, solver, progress
         self.products = Products(model.lin, observations.x) if products is None else products
         kernel = NTK(model.lin, self.products, prior_std=model.prior.given)
-        by_products = observations.c > 1  # of one output, what is contracted in float64 costs no more
-        self.covariance = Covariance(kernel, observations.noise.flatten(), by_products=by_products)
+        self.covariance = Covariance(
+            kernel, observations.noise.flatten(), by_products=by_products and observations.c > 1
+        )
         self._of_entries = Covariance(kernel, self.covariance.noise)
         self.prepared: Prepared | None = self.prepared_anew() if prepare is None else prepare(self)
         self._variances = model.prior.vector(model.lin.device).square().unsqueeze(1)
@@ -114,6 +118,7 @@ class System:
         system = System(
             self.observations.followed_by(more), self.solver, progress=self._progress,
             prepare=lambda system: self._prepared_for(more) or system.prepared_anew(),
+            by_products=not solution.is_precise,
         )  # fmt: skip
         left = right[1] - Products(more.model.lin, more.x).precise_times(weights)
         start = torch.cat([solution.x, torch.zeros_like(right[1])])
@@ -154,9 +159,7 @@ class System:
         """Jᵀ α, by the same."""
         if solution.is_precise:
             return self.products.precise_transposed_times(solution.x)
-        size = solution.x.abs().amax(0).clamp_min(torch.finfo(torch.float64).tiny)  # float32 has a narrower range
-        pulled = self.products.transposed_times((solution.x / size).to(self.products.lin.dtype))
-        return pulled.to(torch.float64) * size
+        return rounded(self.products.transposed_times, solution.x, self.products.lin.dtype)
 
     def cross(self, x: Examples) -> Float64[Tensor, "nc mc"]:
         """K between the observed examples and others."""
