@@ -13,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments import classification_report, digits_report
+from experiments import classification_report, digits_report, posterior_tables
 from experiments.command import read
+from experiments.posterior_tables import brief
 
 __all__ = ["filled", "main"]
 
@@ -75,10 +76,10 @@ def gram(results: dict[str, Any]) -> str:
     ]
     for row in results["rows"]:
         rival, single, double = (row["seconds"].get(name) for name in ("vmap(jacrev)", *DTYPES))
-        other = "" if rival is None else f"{'~' if row['vmap(jacrev)']['extrapolated'] else ''}{_seconds(rival)}"
+        other = "" if rival is None else f"{'~' if row['vmap(jacrev)']['extrapolated'] else ''}{brief(rival)}"
         faster = "" if rival is None else f"{rival / single:,.3g} / {rival / double:,.3g}"
         over = " / ".join(f"{row['seconds'][name] / row['floor_seconds'][kind]:.1f}" for name, kind in DTYPES.items())
-        cells = [f"{row['n']:,} × {row['outputs']}", other, _seconds(single), _seconds(double), faster, over]
+        cells = [f"{row['n']:,} × {row['outputs']}", other, brief(single), brief(double), faster, over]
         lines.append(f"| {row['title']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -91,7 +92,7 @@ def peer(results: dict[str, Any]) -> str:
     ]
     for row in results["rows"]:
         other, single, double = row["neural_tangents"], row["float32"], row["float64"]
-        cells = [f"{row['n']:,} × 10", *map(_seconds, (other, single, double))]
+        cells = [f"{row['n']:,} × 10", *map(brief, (other, single, double))]
         lines.append(f"| {' | '.join(cells)} | {other / single:.1f} / {other / double:.1f} |")
     return "\n".join(lines)
 
@@ -165,7 +166,7 @@ def fisher_speed(results: dict[str, Any]) -> str:
     for row in results["rows"]:
         median = row["median"]
         exact = median["Jacana, exact"]
-        cells = [_seconds(median[way]) for way in ("double backward", "finite difference", "Jacana, exact")]
+        cells = [brief(median[way]) for way in ("double backward", "finite difference", "Jacana, exact")]
         before = " / ".join(f"{value:g}" for value in results["paper"][row["network"]])
         over = f"{exact / median['forward + backward']:.2f}"
         lines.append(f"| {row['network']} | {row['parameters']:,} | {' | '.join(cells)} | {over} | {before} |")
@@ -195,114 +196,6 @@ def _similarity(rows: dict[str, Any], measures: tuple[str, str]) -> str:
     return "\n".join(lines)
 
 
-def posterior_sizes(results: dict[str, Any]) -> str:
-    """Seconds of a posterior over the number of examples, factorised and by products."""
-    lines = [
-        "| examples | way | mean, s | 50 variances too | steps | residual | mean off | variances / exact | peak MiB |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in results["size"]:
-        cells = [f"{row['n']:,}", row["method"], _seconds(row["seconds_mean"]), _seconds(row["seconds"])]
-        cells += [f"{row['steps']}", f"{row['residual']:.0e}"] if "steps" in row else ["", ""]
-        cells += [f"{row['mean_error']:.0e}"] if "mean_error" in row else [""]
-        spread = "smallest_variance" in row
-        cells += [f"{row['smallest_variance']:.4f}-{row['largest_variance']:.4f}" if spread else ""]
-        lines.append(f"| {' | '.join(cells)} | {row['peak_mib']:,.0f} |")
-    return "\n".join(lines)
-
-
-def posterior_widths(results: dict[str, Any]) -> str:
-    """Seconds of a factorised posterior of 1,000 examples over the number of parameters."""
-    rows = results["width"]
-    table = {
-        "parameters": [f"{row['parameters']:,}" for row in rows],
-        "---": ["---"] * len(rows),
-        "seconds": [_seconds(row["seconds"]) for row in rows],
-        "peak MiB": [f"{row['peak_mib']:,.0f}" for row in rows],
-    }
-    return "\n".join(f"| {' | '.join([name, *cells])} |" for name, cells in table.items())
-
-
-def posterior_steps(results: dict[str, Any]) -> str:
-    """Steps of conjugate gradients with and without a preconditioner."""
-    ways = ("pivoted Cholesky", "Nyström", "none")
-    lines = [f"| | σ over root mean diagonal | {' | '.join(ways)} |", "|---|---|---|---|---|"]
-    for row in results["steps"]:
-        cells = [
-            f"{row[way]['steps']}" if row[way]["converged"] else f"{row[way]['residual']:.0e} after {row[way]['steps']}"
-            for way in ways
-        ]
-        lines.append(f"| {row['network']} | {row['ratio']:g} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def posterior_defaults(results: dict[str, Any]) -> str:
-    """Ours and GPyTorch's default settings against the factorised posterior."""
-    lines = ["| | mean off | variances over exact |", "|---|---|---|"]
-    for row in results["defaults"]:
-        for name in ("Jacana", "GPyTorch"):
-            found = row[name]
-            spread = f"{found['smallest_variance']:.3g} to {found['largest_variance']:.3g}"
-            lines.append(f"| {name}, {row['n']:,} examples | {found['mean_error']:.1e} | {spread} |")
-    return "\n".join(lines)
-
-
-def method_ways(results: dict[str, Any]) -> str:
-    """Every way to a posterior against the factorised one."""
-    lines = [
-        "| method | σ over root mean diagonal | s | mean off | variances / exact | five times as far out |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in results["ways"]:
-        said = "" if row["converged"] else " (`NotConverged`)"
-        near, far = ((row[f"smallest_{end}"], row[f"largest_{end}"]) for end in ("variance", "far"))
-        cells = [
-            f"`{row['way']}`{said}", f"{row['ratio']:g}", _seconds(row["seconds"]), f"{row['mean_error']:.0e}",
-            *(f"{low:.4g} to {high:.4g}" for low, high in (near, far)),
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def method_evidence(results: dict[str, Any]) -> str:
-    """Scales by the fixed point, beside the exact optimum where that can be had."""
-    lines = ["| examples | way | s | prior_std | noise_std | nats below |", "|---|---|---|---|---|---|"]
-    for row in results["evidence"]:
-        below = f"{row['nats_below']:.2f}" if "nats_below" in row else ""
-        lines.append(
-            f"| {row['n']:,} | fixed point | {_seconds(row['seconds'])} | {row['prior_std']:.4g} | "
-            f"{row['noise_std']:.4g} | {below} |"
-        )
-        if below:
-            lines.append(
-                f"| {row['n']:,} | exact | {_seconds(row['seconds_exact'])} | {row['prior_std_exact']:.4g} | "
-                f"{row['noise_std_exact']:.4g} | |"
-            )
-    return "\n".join(lines)
-
-
-def method_online(results: dict[str, Any]) -> str:
-    """What 500 more examples cost after 5,000, beside all of them from scratch."""
-    lines = [
-        "| method | tolerance | products, more / scratch | seconds | residual | mean off |",
-        "|---|---|---|---|---|---|",
-    ]
-    shown: tuple[Callable[[dict[str, Any]], str], ...] = (
-        lambda found: f"{found['products']:,}",
-        lambda found: _seconds(found["seconds"]),
-        lambda found: f"{found['residual']:.0e}",
-        lambda found: f"{found['mean_error']:.0e}",
-    )
-    for row in results["online"]:
-        cells = [f"{cell(row['more'])} / {cell(row['scratch'])}" for cell in shown]
-        lines.append(f"| {row['method']} | {row['rtol']:.0e} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _seconds(value: float) -> str:
-    return f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
-
-
 DTYPES = {"Jacana, float32": "float32", "Jacana, float64": "float64"}
 
 
@@ -321,14 +214,8 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "fisher-speed": ("fisher_speed", fisher_speed),
     "similarity-networks": ("similarity", similarity_of_networks),
     "similarity-tasks": ("similarity", similarity_of_tasks),
-    "posterior-sizes": ("posterior", posterior_sizes),
-    "posterior-widths": ("posterior", posterior_widths),
-    "posterior-steps": ("posterior", posterior_steps),
-    "posterior-defaults": ("posterior", posterior_defaults),
-    "method-ways": ("methods", method_ways),
-    "method-evidence": ("scales", method_evidence),
-    "method-online": ("methods", method_online),
     "malaria-cameroon": ("malaria", lambda results: maps(results, "CMR")),
+    **posterior_tables.TABLES,
     **dict(classification_report.tables()),
 }
 """Mark to record and table."""

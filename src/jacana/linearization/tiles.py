@@ -21,13 +21,30 @@ __all__ = ["Placed", "Room", "partition", "tiles"]
 Placed = tuple[int, Features]
 """Where some examples start, and their features."""
 
+_ROWS_TOGETHER = 2048
+"""Enough of them for a product of matrices at the machine's rate."""
+
 
 @dataclass(frozen=True)
 class Room:
-    """How many examples go through the network at once, and of how many the features are held beside these."""
+    """How many examples go through the network at once, and of how many the features are held beside these.
+
+    Attributes:
+        block: examples in a pass.
+        slab: examples held, at most.
+        most: examples that pass a slab together, at most.
+    """
 
     block: int
     slab: int
+    most: int
+
+    def together(self, held: int) -> int:
+        """How many pass a slab of so many together, in whole blocks.
+
+        What a slab holds as factors is formed for each of these anew.
+        """
+        return self.block * max(1, min(self.slab - held, self.most) // self.block)
 
     @classmethod
     def of(cls, lin: Linearization, examples: Examples, group: Sequence[tuple[int, ...]], given: int | None) -> Room:
@@ -37,7 +54,7 @@ class Room:
         (_, block), *_ = lin.bounds(examples, room=None if given is None else given // 4)
         room = budget(lin.device) if given is None else given
         left = room - block * (findings.passing + sum(held)) - min(5 * WORK_BYTES, room // 2)
-        return cls(block, max(1, left // sum(held)))
+        return cls(block, max(1, left // sum(held)), _ROWS_TOGETHER // findings.n_outputs)
 
 
 def partition(findings: Findings, wanted: frozenset[int], room: int) -> list[list[tuple[int, ...]]]:
@@ -67,16 +84,17 @@ def tiles(
 ) -> None:
     """Visit every pair of an example of ``x1`` with one of ``x2`` once; with x2 None, each unordered pair.
 
-    A slab of the fewer is held, the others go past it block by block; then the next slab. With x2 None the one that
-    comes later in the data is the first of a pair: below the diagonal of the kernel. What has been visited is gone
-    before more is computed: nobody else may hold it.
+    A slab of the fewer is held, the others go past it, as many together as there is room for; then the next slab. With
+    x2 None the one that comes later in the data is the first of a pair: below the diagonal of the kernel. What has been
+    visited is gone before more is computed: nobody else may hold it.
     """
     if x2 is not None and len(x2) < len(x1):
         tiles(features, lambda one, other: visit(other, one), x2, x1, room, progress=progress)
         return
     slabs = _cut(0, len(x1), room.slab)
-    passing = [_cut(stop, len(x1), room.block) if x2 is None else _cut(0, len(x2), room.block) for _, stop in slabs]
-    blocks = sum(len(_cut(start, stop, room.block)) for start, stop in slabs) + sum(map(len, passing))
+    others = [(x1, stop) if x2 is None else (x2, 0) for _, stop in slabs]
+    spans = [*((x1, *slab) for slab in slabs), *((other, first, len(other)) for other, first in others)]
+    blocks = sum(len(_cut(start, stop, room.block)) for _, start, stop in spans)
     with tqdm(total=blocks, desc="kernel", unit="block", delay=1.0, leave=False, disable=not progress) as bar:
 
         def computed(examples: Examples, span: tuple[int, int]) -> Features:
@@ -84,22 +102,25 @@ def tiles(
             bar.update()
             return found
 
-        def past(start: int, stop: int, others: list[tuple[int, int]]) -> None:
-            pieces = gathered((computed(x1, span) for span in _cut(start, stop, room.block)), stop - start)
+        def placed(examples: Examples, start: int, stop: int) -> list[Placed]:
+            cut = _cut(start, stop, room.block)
+            pieces = gathered((computed(examples, span) for span in cut), stop - start)
             starts = itertools.accumulate((piece.n for piece in pieces), initial=start)
-            slab = list(zip(starts, pieces, strict=False))
+            return list(zip(starts, pieces, strict=False))
+
+        def past(slab: list[Placed], some: list[Placed]) -> None:
+            for other, one in itertools.product(some, slab):
+                visit(*((other, one) if x2 is None else (one, other)))
+
+        def around(slab: list[Placed], held: int, other: Examples, first: int) -> None:
             if x2 is None:
                 for place, one in enumerate(slab):
-                    for earlier in slab[: place + 1]:
-                        visit(one, earlier)
-            for span in others:
-                block = (span[0], computed(x1 if x2 is None else x2, span))
-                for one in slab:
-                    visit(*((block, one) if x2 is None else (one, block)))
-                del block
+                    past(slab[: place + 1], [one])
+            for start, stop in _cut(first, len(other), room.together(held)):
+                past(slab, placed(other, start, stop))
 
-        for (start, stop), others in zip(slabs, passing, strict=True):
-            past(start, stop, others)
+        for (start, stop), (other, first) in zip(slabs, others, strict=True):
+            around(placed(x1, start, stop), stop - start, other, first)
 
 
 def _cut(start: int, stop: int, size: int) -> list[tuple[int, int]]:
