@@ -112,7 +112,8 @@ def tiles(
             for other, one in itertools.product(some, slab):
                 visit(*((other, one) if x2 is None else (one, other)))
 
-        def around(slab: list[Placed], held: int, other: Examples, first: int) -> None:
+        def around(slab: list[Placed], other: Examples, first: int) -> None:
+            held = sum(piece.n for _, piece in slab)
             if x2 is None:
                 for place, one in enumerate(slab):
                     past(slab[: place + 1], [one])
@@ -120,7 +121,7 @@ def tiles(
                 past(slab, placed(other, start, stop))
 
         for (start, stop), (other, first) in zip(slabs, others, strict=True):
-            around(placed(x1, start, stop), stop - start, other, first)
+            around(placed(x1, start, stop), other, first)
 
 
 def _cut(start: int, stop: int, size: int) -> list[tuple[int, int]]:
