@@ -34,7 +34,7 @@ METHODS = {
     "oracle-temperature": "picked on test, temperature too",
     "laplace-torch": "picked on test, laplace-torch",
     "jacana": "Jacana",
-    "jacana-relinearized": "Jacana, relinearized 3 times",
+    "jacana-relinearized": "Jacana, relinearized",
     "jacana-one-hot": "Jacana, one-hot regression",
     "jacana-dirichlet": "Jacana, Dirichlet regression",
     "jacana-last-layer": "Jacana, last layer",
@@ -44,7 +44,7 @@ METHODS = {
 
 JACANA: dict[str, dict[str, Any]] = {
     "jacana": {"relinearize": 0},
-    "jacana-relinearized": {"relinearize": 3},
+    "jacana-relinearized": {"relinearize": 10},
     "jacana-one-hot": {"method": "OneHotRegression"},
     "jacana-dirichlet": {"method": "DirichletRegression"},
     "jacana-last-layer": {"method": "LastLayer"},

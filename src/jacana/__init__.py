@@ -57,6 +57,7 @@ from jacana.posteriors import NystromFeatures as NystromFeatures
 from jacana.posteriors import OneHotRegression as OneHotRegression
 from jacana.posteriors import Pathwise as Pathwise
 from jacana.posteriors import Posterior as Posterior
+from jacana.posteriors import Relinearized as Relinearized
 from jacana.posteriors import StochasticMAP as StochasticMAP
 from jacana.posteriors import TangentGP as TangentGP
 from jacana.posteriors import Variational as Variational
@@ -107,6 +108,7 @@ __all__ = [
     "Posterior",
     "Prediction",
     "Probit",
+    "Relinearized",
     "Similarity",
     "Solution",
     "StochasticMAP",

@@ -257,7 +257,7 @@ def test_jacana_is_asked_for_by_its_public_names(folder, small_network, fakes):
     methods = Methods(net, x, labels, (photographs.test, photographs.test_labels), SMALL, 0)
     fitted = {name: methods.fit(name) for name in JACANA}
     assert fitted["jacana"].picked == {"prior_std_": 2.0, "scales_": {"head": 1.0}}
-    assert fitted["jacana-relinearized"].picked["prior_std_"] == 5.0
+    assert fitted["jacana-relinearized"].picked["prior_std_"] == 12.0
     says = fitted["jacana"].predict(photographs.test)
     direct = Nearest(net, progress=False).fit(x, labels.numpy()).predict_latent(photographs.test)
     np.testing.assert_allclose(says.probabilities, direct.probabilities(), rtol=1e-5)

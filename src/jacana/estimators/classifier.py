@@ -32,6 +32,7 @@ from jacana.posteriors import (
     Method,
     OneHotRegression,
     Posterior,
+    Relinearized,
     StochasticMAP,
     TangentGP,
     Variational,
@@ -84,9 +85,9 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             are up to a thousandth of the prior's too large; ``"laplace"`` is exact; ``"map"``, ``"variational"``,
             ``"dirichlet"``, ``"one-hot"``, ``"last-layer"``; or an object with options.
         predictive: how probabilities are averaged; by default :class:`Probit`.
-        relinearize: how often the network is linearized again at the mode: a step each on the way to fine-tuning, none
-            of which makes the log posterior worse. What was learned stays: the new tangent has seen every label, so
-            that none can be left out of it.
+        relinearize: the most steps to the network's own mode, :class:`Relinearized`: then the mean is what the network
+            says there. None makes the log posterior worse, and they end where one gains less than a fiftieth of it.
+            What was learned stays: the new tangent has seen every label, so that none can be left out of it.
         class_weight: None, ``"balanced"`` or a mapping, as in scikit-learn.
         parameters: what to linearize in, as for :func:`linearize`; by names where the estimator is cloned, as in
             cross-validation, because a clone has a network of its own.
@@ -167,7 +168,7 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             InvalidData: data or labels that cannot be used.
             InvalidOption: a setting that has no meaning.
         """
-        method, steps = self._method(), self._steps()
+        method = self._method()
         for name, words in (("criterion", _CRITERIA), ("mean", tuple(_MEANS))):
             if not isinstance(value := getattr(self, name), str) or value not in words:
                 raise InvalidOption(f"{name}: got {value!r}; expected {' or '.join(map(repr, words))}.")
@@ -177,6 +178,7 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         layer = method if isinstance(method, LastLayer) else None
         if layer is not None:  # its scales are those of its own kernel
             lin, method = layer.within(lin), layer.method or _DEFAULT
+        method = self._relinearized(method)
         learned = self.prior_std is None or isinstance(self.prior_std, str)
         start = 1.0 if learned else self.prior_std
         models = [
@@ -197,12 +199,6 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             sample_weight=sample_weight,
         )  # fmt: skip
         posterior = self._adapted(models, examples, labels, method)
-        for _ in range(steps):
-            posterior = (
-                models[0]
-                .relinearize(posterior)
-                .condition(examples, labels.targets, likelihood=posterior.likelihood, method=method)
-            )
         self.classes_, self._multilabel = labels.classes, labels.multilabel
         self.posterior_ = posterior
         self.method_ = posterior.method if layer is None else replace(layer, method=posterior.method)
@@ -212,7 +208,8 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         model = posterior.observations.model
         self.prior_std_, self.temperature_ = model.prior.given, model.temperature
         self.mean_ = "zero" if model.zero_mean else "network"
-        self.log_marginal_likelihood_value_ = None if isinstance(posterior.method, _POINTS) else posterior.log_evidence
+        point = isinstance(_inner(posterior.method), _POINTS)
+        self.log_marginal_likelihood_value_ = None if point else posterior.log_evidence
         told = posterior.likelihood
         self.power_, self.sharpness_ = (
             (float(told.power), float(told.sharpness)) if isinstance(told, Tempered) else (1.0, 1.0)
@@ -268,7 +265,7 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         words: dict[str, Any] = {"prior_std": prior, "temperature": self.temperature, "likelihood": labels.likelihood}
         if self.criterion == "leave-one-out":
             own = isinstance(method, LabelRegression)  # these have a noise and a scale of their own
-            point = isinstance(method, _POINTS)  # what smooths an average would sharpen it too much
+            point = isinstance(_inner(method), _POINTS)  # what smooths an average would sharpen it too much
             words |= {"power": 1.0 if own else None, "sharpness": 1.0 if own or point else None}
             if len(models) > 1:  # which mean is better is seen by few labels, and one scale for all layers
                 rough = words | {"power": None, "sharpness": None, "most": _FEW}
@@ -298,15 +295,29 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         return _METHODS[self.method]
 
-    def _steps(self) -> int:
-        if isinstance(self.relinearize, bool) or not isinstance(self.relinearize, Integral) or self.relinearize < 0:
-            raise InvalidOption(f"relinearize: got {self.relinearize!r}; expected zero or a positive whole number.")
-        if self.relinearize and self.mean != "network":
+    def _relinearized(self, method: Method) -> Method:
+        """The method at the network's own mode, where that is asked for."""
+        steps = self.relinearize
+        if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 0:
+            raise InvalidOption(f"relinearize: got {steps!r}; expected zero or a positive whole number.")
+        if (steps or isinstance(method, Relinearized)) and self.mean != "network":
             raise InvalidOption(
-                f"mean: got {self.mean!r} with relinearize={self.relinearize}, and the tangent of a network that is "
-                "not its own prior mean has nothing to follow; take mean='network'."
+                f"mean: got {self.mean!r} with relinearize={steps}, and the tangent of a network that is not its own "
+                "prior mean has nothing to follow; take mean='network'."
             )
-        return int(self.relinearize)
+        if not steps:
+            return method
+        if not isinstance(method, Laplace | MAP):
+            raise InvalidOption(
+                f"method: got {method!r} with relinearize={steps}; expected 'laplace' or 'map', which are made at a "
+                "point of the network, or relinearize=0."
+            )
+        return Relinearized(int(steps), method)
+
+
+def _inner(method: Method) -> Method:
+    """What is made at the point where steps end."""
+    return method.method if isinstance(method, Relinearized) else method
 
 
 def _numpy(tensor: Tensor) -> Array:

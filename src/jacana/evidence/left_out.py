@@ -30,10 +30,10 @@ from jacana.posteriors import (
     Laplace,
     Method,
     Posterior,
+    Relinearized,
     TangentGP,
     WeightSpace,
     cavity_of,
-    mode_of,
     observe,
 )
 from jacana.posteriors.sides import KernelSide, Side
@@ -139,14 +139,15 @@ class LeftOut:
     side: Side | None
 
     def condition(self, x: Data, y: Any, method: Method | None) -> Posterior:
-        """``gp.condition``; what :class:`Laplace` would compute again is taken from the search."""
-        if isinstance(method, Laplace) and method.method is None and self.side is not None:
-            inner = FunctionSpace() if isinstance(self.side, KernelSide) else WeightSpace()
-            taken = replace(method, method=inner)
-            state = taken.state(self.side, mode_of(self.side), progress=self.gp.progress)
-            reason = f"the Laplace approximation, by {type(inner).__name__} as the scales were learned"
-            return Posterior(taken, state, reason)
-        return self.gp.condition(x, y, likelihood=self.likelihood, method=method)
+        """``gp.condition``; what would be computed again is taken from the search."""
+        at_mode = method.method if isinstance(method, Relinearized) else method
+        if not isinstance(at_mode, Laplace) or at_mode.method is not None or self.side is None:
+            return self.gp.condition(x, y, likelihood=self.likelihood, method=method)
+        inner = FunctionSpace() if isinstance(self.side, KernelSide) else WeightSpace()
+        reason = f"the Laplace approximation, by {type(inner).__name__} as the scales were learned"
+        at_mode = replace(at_mode, method=inner)
+        taken = replace(method, method=at_mode) if isinstance(method, Relinearized) else at_mode
+        return Posterior(taken, taken.after(self.side, progress=self.gp.progress), reason)
 
 
 def left_out(

@@ -55,6 +55,15 @@ class Prior:
         """s² of each parameter tensor."""
         return [std * std for std in self.stds]
 
+    def times(self, factor: float) -> Prior:
+        """All of them ``factor`` times as large."""
+        given: PriorStd = (
+            {key: factor * std for key, std in self.given.items()}
+            if isinstance(self.given, Mapping)
+            else factor * self.given
+        )
+        return Prior(tuple(factor * std for std in self.stds), self.sizes, given)
+
     def vector(self, device: torch.device) -> Float64[Tensor, " p"]:
         """The standard deviation of every single weight."""
         stds = torch.tensor(self.stds, dtype=torch.float64, device=device)

@@ -21,6 +21,7 @@ from jacana.posteriors.observations import observe as observe
 from jacana.posteriors.one_hot_regression import OneHotRegression as OneHotRegression
 from jacana.posteriors.pathwise import Pathwise as Pathwise
 from jacana.posteriors.posterior import Posterior as Posterior
+from jacana.posteriors.relinearized import Relinearized as Relinearized
 from jacana.posteriors.stochastic_map import StochasticMAP as StochasticMAP
 from jacana.posteriors.tangent_gp import TangentGP as TangentGP
 from jacana.posteriors.variational import Variational as Variational

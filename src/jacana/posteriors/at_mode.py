@@ -49,8 +49,12 @@ class AtMode(Method):
     @final
     def condition(self, observations: Observations, *, progress: bool) -> State:
         method = chosen(observations) if self.method is None else self.method
-        side = side_of(observations, method, progress=progress)
-        return replace(self, method=method).state(side, mode_of(side), progress=progress)
+        return replace(self, method=method).after(side_of(observations, method, progress=progress), progress=progress)
+
+    @final
+    def after(self, side: Side, *, progress: bool) -> State:
+        """The posterior, where the side that ``method`` names is there."""
+        return self.state(side, mode_of(side), progress=progress)
 
     @abstractmethod
     def state(self, side: Side, mode: Mode, *, progress: bool) -> State:

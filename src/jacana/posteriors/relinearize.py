@@ -13,7 +13,7 @@ from jacana.errors import InvalidOption, UnsupportedNetwork
 from jacana.linearization import Linearization
 from jacana.posteriors.observations import Model, Observations
 
-__all__ = ["relinearized"]
+__all__ = ["check_mean", "log_posterior", "relinearized"]
 
 _HALVINGS = 12
 
@@ -35,25 +35,34 @@ def relinearized(observations: Observations, weights: Float64[Tensor, " p"]) -> 
         InvalidOption: a model that does not start from the network's own output.
     """
     model = observations.model
-    if model.zero_mean:
-        raise InvalidOption(
-            "mean: got 'zero', and the tangent of a network that is not its own prior mean has nothing to follow; take "
-            "mean='network'."
-        )
+    check_mean(model)
     here = torch.zeros_like(weights) if model.origin is None else model.origin
     step = model.temperature * weights - here
-    before, length = _objective(observations, model.lin, here), 1.0
+    before, length = log_posterior(observations, model.lin, here), 1.0
     for _ in range(_HALVINGS):
         lin = model.lin.moved(length * step)
         there = here + length * step
-        if _objective(observations, lin, there) >= before:
+        if log_posterior(observations, lin, there) >= before:
             return replace(model, lin=lin, origin=there)
         length *= 0.5
     return model
 
 
-def _objective(observations: Observations, lin: Linearization, origin: Float64[Tensor, " p"]) -> float:
-    """Ψ at the weights of a linearization."""
+def check_mean(model: Model) -> None:
+    """Refuse a model that does not start from the network's own output.
+
+    Raises:
+        InvalidOption: says what to do.
+    """
+    if model.zero_mean:
+        raise InvalidOption(
+            "mean: got 'zero', and the tangent of a network that is not its own prior mean has nothing to follow; take "
+            "mean='network'."
+        )
+
+
+def log_posterior(observations: Observations, lin: Linearization, origin: Float64[Tensor, " p"]) -> float:
+    """Ψ of the network itself, at the weights θ0 + ``origin`` of a linearization; −∞ where its output is not finite."""
     model = observations.model
     try:
         f = torch.cat([lin(batch) for batch in observations.x.batches(lin.batch_size)]).to(torch.float64)

@@ -62,6 +62,9 @@ class KernelSide(Side):
         """The same shares with other scales, which the prior of ``observations`` has."""
         return KernelSide(observations, self._kernels, scales)
 
+    def narrowed(self, observations: Observations, factor: float) -> KernelSide:
+        return self.rescaled(observations, [factor * scale for scale in self._scales])
+
     @property
     def sizes(self) -> Float64[Tensor, " l"]:
         """The root of the mean variance of f that each share gives."""

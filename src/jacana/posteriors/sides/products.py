@@ -59,6 +59,11 @@ class ProductSide(Side):
     def tolerance(self) -> float:
         return max(float(self._solver.rtol) ** 2, 4.0 * torch.finfo(self._products.lin.dtype).eps ** 2)
 
+    def narrowed(self, observations: Observations, factor: float) -> ProductSide:  # noqa: ARG002 - it is in the prior
+        return ProductSide(
+            observations, self._solver, n_samples=self._n_samples, seed=self._seed, progress=self._progress
+        )
+
     def zero(self) -> Float64[Tensor, " p"]:
         return torch.zeros_like(self._std)
 

@@ -64,6 +64,10 @@ class Side(ABC):
         return float(self.shares(u, v).sum())
 
     @abstractmethod
+    def narrowed(self, observations: Observations, factor: float) -> Side:
+        """The same examples under a prior ``factor`` times as wide, which ``observations`` has."""
+
+    @abstractmethod
     def at(self, root: Float64[Tensor, "n c r"]) -> Precision:
         """The precision S⁻¹ + Jᵀ H J for curvatures H = R Rᵀ."""
 

@@ -53,6 +53,9 @@ class WeightSide(Side):
         """The same with another prior, which ``observations`` has."""
         return WeightSide(observations, layers=self._layers, jacobian=self._jacobian)
 
+    def narrowed(self, observations: Observations, factor: float) -> WeightSide:  # noqa: ARG002 - it is in the prior
+        return self.rescaled(observations)
+
     @property
     def sizes(self) -> Float64[Tensor, " l"]:
         """The root of the mean variance of f that each group gives."""
