@@ -26,7 +26,9 @@ from jacana.posteriors.sides import Side
 
 __all__ = ["Relinearized"]
 
-_TRIES = 12
+_TRIES = 28
+"""The last at a damping of 10¹⁸: where the data say much, only a large one is felt."""
+
 _LEAST = 0.1
 """Of what the tangent promised, so much has to come."""
 
