@@ -287,6 +287,21 @@ def test_single_precision_ends_where_double_does():
     )
 
 
+def test_where_the_modes_of_tangents_are_hard_to_find_steps_are_made_all_the_same():
+    torch.manual_seed(0)
+    net, x = zoo.mlp(2, 6, 2).double(), inputs()
+    y = x[:, :1] ** 2
+    gp, likelihood = TangentGP(net, 3.0), jacana.HeteroscedasticGaussian()
+
+    def fit(net):
+        f = net(x).detach()
+        return float(likelihood.log_prob(f, y).sum())
+
+    post = gp.condition(x, y, likelihood=likelihood, method=Relinearized(20))
+    assert fit(post.observations.model.lin.network.module) > fit(net) + 5.0
+    assert math.isfinite(post.log_evidence)
+
+
 def test_a_network_that_overflows_is_left_before_it_does():
     class Steep(nn.Module):
         def __init__(self):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
@@ -12,7 +13,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from jacana.errors import InvalidOption
+from jacana.errors import InvalidOption, NotConverged
 from jacana.likelihoods import Likelihood
 from jacana.posteriors.at_mode import AtMode
 from jacana.posteriors.delegated import Delegated
@@ -196,7 +197,9 @@ class _Point:
             model = replace(data.model, prior=data.model.prior.times(math.sqrt(share)), origin=nearer)
             offset = self.f - share * (self.f - data.offset)
             side = side.narrowed(replace(data, model=model, offset=offset), math.sqrt(share))
-        found = mode_of(side)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotConverged)  # Ψ itself says what a proposal is worth
+            found = mode_of(side)
         origin = (1.0 - share) * self.origin + data.model.temperature * side.weights(found.u)
         fit = float(data.likelihood.log_prob(found.f, data.targets).sum())
         return origin, fit - 0.5 * float((origin / self._scale).square().sum()) - self.value
