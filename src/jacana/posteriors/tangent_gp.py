@@ -175,8 +175,8 @@ class TangentGP:
         A step of Gauss and Newton on the log posterior of the network itself, Ψ(θ) = log p(y | f(x; θ) / T)
         − ½ (θ − θ0)ᵀ S⁻¹ (θ − θ0) / T², on the data of ``post``; it is cut until Ψ is not below where it was: no step
         makes it worse. Condition the process on the same data again: its posterior is that of the tangent at the
-        new point. Costs a few passes of the data through the network. :class:`Relinearized` goes on to the network's own
-        mode, and makes the posterior there.
+        new point. Costs a few passes of the data through the network. :class:`Relinearized` goes on to the
+        network's own mode, and makes the posterior there.
 
         Args:
             post: a posterior of this process, or of one with another prior, which then goes on.
