@@ -86,7 +86,7 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             ``"dirichlet"``, ``"one-hot"``, ``"last-layer"``; or an object with options.
         predictive: how probabilities are averaged; by default :class:`Probit`.
         relinearize: the most steps to the network's own mode, :class:`Relinearized`: then the mean is what the network
-            says there. None makes the log posterior worse, and they end where one gains less than a fiftieth of it.
+            says there. None makes the log posterior worse, and they end where a fiftieth of it is no longer promised.
             What was learned stays: the new tangent has seen every label, so that none can be left out of it.
         class_weight: None, ``"balanced"`` or a mapping, as in scikit-learn.
         parameters: what to linearize in, as for :func:`linearize`; by names where the estimator is cloned, as in

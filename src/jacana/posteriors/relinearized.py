@@ -62,7 +62,7 @@ class Relinearized(Method):
         steps: the most that are made.
         method: what is made of the point where they end, :class:`Laplace` or :class:`MAP`, with the side on which they
             are computed.
-        rtol: steps end where one gains less than this part of Ψ.
+        rtol: steps end after one that was promised to gain less than this part of Ψ.
 
     Raises:
         InvalidOption: an impossible option; a prior mean of zero.
@@ -120,9 +120,8 @@ class Relinearized(Method):
             step = here.step(damping)
             if step is None:
                 break
-            gained, damping = step.value - here.value, step.damping
-            here = _Point(side_of(step.observations, method, progress=progress))
-            if gained <= self.rtol * (1.0 + abs(step.value)):
+            here, damping = _Point(side_of(step.observations, method, progress=progress)), step.damping
+            if step.promised <= self.rtol * (1.0 + abs(step.value)):
                 break
         inner = replace(self.method, method=method).state(here.side, here.mode, progress=progress)
         return _RelinearizedState(self, inner, progress=progress)
@@ -135,10 +134,18 @@ class Relinearized(Method):
 @final
 @dataclass(frozen=True)
 class _Step:
-    """A step that was taken: the observations of the tangent there, Ψ there, and what damped the next is tried with."""
+    """A step that was taken.
+
+    Attributes:
+        observations: with the model of the tangent there.
+        value: Ψ there.
+        promised: what the tangent before said that it would gain.
+        damping: what the next is tried with.
+    """
 
     observations: Observations
     value: float
+    promised: float
     damping: float
 
 
@@ -182,10 +189,9 @@ class _Point:
             came = (value - self.value) / promised
             if came >= _LEAST:
                 model = replace(data.model, lin=lin, origin=origin)
+                there = replace(data, model=model, offset=model.mean(data.x))
                 eased = damping / _FACTOR if came > _TRUSTED else damping
-                return _Step(
-                    replace(data, model=model, offset=model.mean(data.x)), value, eased if eased > 0.5 else 0.0
-                )
+                return _Step(there, value, promised, eased if eased > 0.5 else 0.0)
             damping = max(1.0, _FACTOR * damping)
         return None
 
