@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import jacana
 from jacana import CG, MAP, FunctionSpace, Laplace, Pathwise, Relinearized, TangentGP, Tempered, Weighted, WeightSpace
-from jacana.errors import InvalidOption
+from jacana.errors import InvalidOption, UnsupportedNetwork
 from tests import zoo
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")  # the contracts check the shapes of the same calls
@@ -300,6 +300,91 @@ def test_where_the_modes_of_tangents_are_hard_to_find_steps_are_made_all_the_sam
     post = gp.condition(x, y, likelihood=likelihood, method=Relinearized(20))
     assert fit(post.observations.model.lin.network.module) > fit(net) + 5.0
     assert math.isfinite(post.log_evidence)
+
+
+@pytest.mark.parametrize("side", [FunctionSpace(), WeightSpace()], ids=repr)
+@pytest.mark.parametrize("std", [3.0, 10.0])
+def test_where_no_mode_was_found_it_is_tried_closer(side, std):
+    """A proposal that promises a loss is of a tangent whose mode was missed, and no sign of an end."""
+    torch.manual_seed(0)
+    net = zoo.mlp(2, 8, 2).double()
+    x = inputs()
+    gp = TangentGP(net, std)
+    post = gp.condition(
+        x, x[:, :1] ** 2, likelihood=jacana.HeteroscedasticGaussian(), method=Relinearized(10, Laplace(side), rtol=0.0)
+    )
+    assert float(post.weights.norm()) > 1.0
+    f = post.observations.model.lin.network.module(x).detach()
+    start = net(x).detach()
+    likelihood = jacana.HeteroscedasticGaussian()
+    fit, before = (float(likelihood.log_prob(g, x[:, :1] ** 2).sum()) for g in (f, start))
+    assert fit - 0.5 * float(post.weights.square().sum()) / std**2 > before + 5.0
+
+
+def test_a_short_step_is_no_sign_of_an_end():
+    """A temperature of 20 makes the network twenty times as curved: it begins with damped steps that gain little."""
+    torch.manual_seed(2)
+    net, x = zoo.mlp(2, 8, 1).double(), inputs()
+    y = x.prod(1, keepdim=True)
+    gp = TangentGP(net, 1.0, temperature=20.0)
+    values = [
+        gp.condition(x, y, noise_std=0.05, method=Relinearized(60, rtol=rtol))._state.inner.mode.value
+        for rtol in (1e-2, 0.0)
+    ]
+    start = float(-0.5 * ((net(x) / 20.0 - y) / 0.05).square().sum().detach())
+    assert values[1] - values[0] < 0.05 * (values[1] - start)
+
+
+def test_the_unit_of_the_targets_does_not_matter():
+    net, x = network(), inputs()
+    found = []
+    for unit in (1e-6, 1.0, 1e6):
+
+        class Scaled(nn.Module):
+            def __init__(self, unit):
+                super().__init__()
+                self.net, self.unit = net, unit
+
+            def forward(self, x):
+                return self.unit * self.net(x)
+
+        y = unit * targets("gaussian", x)
+        post = TangentGP(Scaled(unit), 1.5).condition(x, y, noise_std=0.3 * unit, method=Relinearized())
+        found.append(post.weights)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(found[2], found[1], rtol=1e-6, atol=1e-8)
+
+
+def test_a_network_that_fails_on_the_way_is_tried_closer():
+    class Correlated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Parameter(torch.tensor([1.0, 0.0, 1.0], dtype=DOUBLE))
+            self.last = nn.Linear(2, 1).double()
+
+        def forward(self, x):
+            return self.last(x @ torch.linalg.cholesky(torch.stack([self.a[:2], self.a[1:]])))
+
+    torch.manual_seed(0)
+    x = inputs()
+    y = 20.0 * x.prod(1, keepdim=True)
+    post = TangentGP(Correlated(), 10.0).condition(x, y, noise_std=0.1, method=Relinearized())
+    assert torch.isfinite(post.predict(x).mean).all()
+    assert float(post.weights.norm()) > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_half_precision_are_refused(dtype):
+    net, x = network().to(dtype), inputs()
+    gp = TangentGP(net, 1e-2)
+    with pytest.raises(UnsupportedNetwork, match=r"net: got weights in torch\.(b?)float16.*net\.float\(\)"):
+        gp.condition(x, targets("categorical", x), likelihood=jacana.Categorical(), method=Relinearized())
+
+
+@pytest.mark.parametrize("method", [jacana.LastLayer, jacana.OneHotRegression, jacana.DirichletRegression])
+def test_methods_that_are_of_the_first_tangent_do_not_take_it(method):
+    with pytest.raises(InvalidOption, match="method: got Relinearized"):
+        method(method=Relinearized())
 
 
 def test_a_network_that_overflows_is_left_before_it_does():

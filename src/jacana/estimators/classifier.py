@@ -86,7 +86,7 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             ``"dirichlet"``, ``"one-hot"``, ``"last-layer"``; or an object with options.
         predictive: how probabilities are averaged; by default :class:`Probit`.
         relinearize: the most steps to the network's own mode, :class:`Relinearized`: then the mean is what the network
-            says there. None makes the log posterior worse, and they end where a fiftieth of it is no longer promised.
+            says there. None makes the log posterior worse, and they end where little more is promised.
             What was learned stays: the new tangent has seen every label, so that none can be left out of it.
         class_weight: None, ``"balanced"`` or a mapping, as in scikit-learn.
         parameters: what to linearize in, as for :func:`linearize`; by names where the estimator is cloned, as in
@@ -201,7 +201,9 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         posterior = self._adapted(models, examples, labels, method)
         self.classes_, self._multilabel = labels.classes, labels.multilabel
         self.posterior_ = posterior
-        self.method_ = posterior.method if layer is None else replace(layer, method=posterior.method)
+        self.method_ = posterior.method
+        if layer is not None and not isinstance(posterior.method, Relinearized):
+            self.method_ = replace(layer, method=posterior.method)
         self.method_reason_ = (
             "the default" if method is _DEFAULT and posterior.reason == "as asked" else posterior.reason
         )

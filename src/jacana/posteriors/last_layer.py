@@ -18,6 +18,7 @@ from jacana.posteriors.choice import choose
 from jacana.posteriors.delegated import Delegated
 from jacana.posteriors.method import Method, State
 from jacana.posteriors.observations import Observations
+from jacana.posteriors.relinearized import Relinearized
 
 __all__ = ["LastLayer"]
 
@@ -72,6 +73,11 @@ class LastLayer(Method):
         if self.layer is not None and not isinstance(self.layer, str):
             raise InvalidOption(
                 f"layer: got {self.layer!r}; expected the dotted name of a layer, or None for the last."
+            )
+        if isinstance(self.method, Relinearized):
+            raise InvalidOption(
+                f"method: got {self.method!r}, which moves the layer, and the rest with it; take "
+                "jacana.linearize(net, parameters=layer), and condition that with jacana.Relinearized()."
             )
         if self.method is not None and (not isinstance(self.method, Method) or isinstance(self.method, LastLayer)):
             raise InvalidOption(

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from jacana.errors import InvalidOption, UnsupportedNetwork
+from jacana.errors import InvalidOption, JacanaError, UnsupportedNetwork
 from jacana.linearization import Linearization
 from jacana.posteriors.observations import Model, Observations
 
-__all__ = ["check_mean", "log_posterior", "relinearized"]
+__all__ = ["check_start", "log_posterior", "relinearized"]
 
 _HALVINGS = 12
 
@@ -35,7 +35,7 @@ def relinearized(observations: Observations, weights: Float64[Tensor, " p"]) -> 
         InvalidOption: a model that does not start from the network's own output.
     """
     model = observations.model
-    check_mean(model)
+    check_start(model)
     here = torch.zeros_like(weights) if model.origin is None else model.origin
     step = model.temperature * weights - here
     before, length = log_posterior(observations, model.lin, here), 1.0
@@ -48,12 +48,18 @@ def relinearized(observations: Observations, weights: Float64[Tensor, " p"]) -> 
     return model
 
 
-def check_mean(model: Model) -> None:
-    """Refuse a model that does not start from the network's own output.
+def check_start(model: Model) -> None:
+    """Refuse a model that does not start from the network's own output, or whose weights cannot make small steps.
 
     Raises:
         InvalidOption: says what to do.
+        UnsupportedNetwork: weights in half precision.
     """
+    if torch.finfo(model.lin.dtype).eps > torch.finfo(torch.float32).eps:
+        raise UnsupportedNetwork(
+            f"net: got weights in {model.lin.dtype}, whose rounding is larger than the steps that would move them; "
+            "take net.float(), with linearize(autocast=torch.bfloat16) where that is for speed."
+        )
     if model.zero_mean:
         raise InvalidOption(
             "mean: got 'zero', and the tangent of a network that is not its own prior mean has nothing to follow; take "
@@ -66,7 +72,7 @@ def log_posterior(observations: Observations, lin: Linearization, origin: Float6
     model = observations.model
     try:
         f = torch.cat([lin(batch) for batch in observations.x.batches(lin.batch_size)]).to(torch.float64)
-    except UnsupportedNetwork:  # so far away that its outputs are not finite
+    except JacanaError:  # so far away that it fails, or its outputs are not finite
         return -math.inf
     change = origin / (model.temperature * model.prior.vector(lin.device))
     fit = observations.likelihood.log_prob(f / model.temperature, observations.targets).sum()

@@ -6,14 +6,14 @@ import math
 import warnings
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from numbers import Integral
+from numbers import Integral, Real
 from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from jacana.errors import InvalidOption, NotConverged
+from jacana.errors import InvalidOption, NotConverged, NotPositiveDefinite
 from jacana.likelihoods import Likelihood
 from jacana.posteriors.at_mode import AtMode
 from jacana.posteriors.delegated import Delegated
@@ -21,7 +21,7 @@ from jacana.posteriors.laplace import Laplace
 from jacana.posteriors.method import Method, State
 from jacana.posteriors.mode import Mode, mode_of
 from jacana.posteriors.observations import Observations
-from jacana.posteriors.relinearize import check_mean, log_posterior
+from jacana.posteriors.relinearize import check_start, log_posterior
 from jacana.posteriors.side_choice import chosen, side_of
 from jacana.posteriors.sides import Side
 
@@ -62,7 +62,7 @@ class Relinearized(Method):
         steps: the most that are made.
         method: what is made of the point where they end, :class:`Laplace` or :class:`MAP`, with the side on which they
             are computed.
-        rtol: steps end after one that was promised to gain less than this part of Ψ.
+        rtol: steps end after one that was promised to gain less than this part of what all of them did.
 
     Raises:
         InvalidOption: an impossible option; a prior mean of zero.
@@ -87,7 +87,7 @@ class Relinearized(Method):
 
     steps: int = 10
     method: AtMode = field(default_factory=Laplace)
-    rtol: float = 2e-2
+    rtol: float = 1e-2
 
     def __post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, Integral) or self.steps < 1:
@@ -97,8 +97,8 @@ class Relinearized(Method):
                 f"method: got {self.method!r}; expected jacana.Laplace() or jacana.MAP(), which are made at a point. "
                 "For others take steps one by one, gp = gp.relinearize(post), and condition the last."
             )
-        if isinstance(self.rtol, bool) or not isinstance(self.rtol, int | float) or not 0.0 <= self.rtol < 1.0:
-            raise InvalidOption(f"rtol: got {self.rtol!r}; expected zero or a number below one, e.g. 2e-2.")
+        if isinstance(self.rtol, bool) or not isinstance(self.rtol, Real) or not 0.0 <= float(self.rtol) < 1.0:
+            raise InvalidOption(f"rtol: got {self.rtol!r}; expected zero or a number below one, e.g. 1e-2.")
 
     @property
     def streams(self) -> bool:
@@ -108,20 +108,21 @@ class Relinearized(Method):
         self.method.check(likelihood)
 
     def condition(self, observations: Observations, *, progress: bool) -> State:
-        check_mean(observations.model)
+        check_start(observations.model)
         return self.after(side_of(observations, self._side(observations), progress=progress), progress=progress)
 
     def after(self, side: Side, *, progress: bool) -> State:
         """The posterior, where the side of the first tangent is there."""
-        check_mean(side.observations.model)
+        check_start(side.observations.model)
         method = self._side(side.observations)
         here, damping = _Point(side), 0.0
+        start = here.value
         for _ in range(self.steps):
             step = here.step(damping)
             if step is None:
                 break
             here, damping = _Point(side_of(step.observations, method, progress=progress)), step.damping
-            if step.promised <= self.rtol * (1.0 + abs(step.value)):
+            if step.promised <= self.rtol * (step.value - start) and damping <= _FACTOR:
                 break
         inner = replace(self.method, method=method).state(here.side, here.mode, progress=progress)
         return _RelinearizedState(self, inner, progress=progress)
@@ -182,11 +183,11 @@ class _Point:
         data = self.side.observations
         for _ in range(_TRIES):
             origin, promised = self._proposed(1.0 / (1.0 + damping))
-            if promised <= _ROUNDING * (1.0 + abs(self.value)):
+            if 0.0 <= promised <= _ROUNDING * (1.0 + abs(self.value)):
                 return None
             lin = data.model.lin.moved(origin - self.origin)
             value = log_posterior(data, lin, origin)
-            came = (value - self.value) / promised
+            came = (value - self.value) / promised if promised > 0.0 else -math.inf  # or no mode was found
             if came >= _LEAST:
                 model = replace(data.model, lin=lin, origin=origin)
                 there = replace(data, model=model, offset=model.mean(data.x))
@@ -205,7 +206,10 @@ class _Point:
             side = side.narrowed(replace(data, model=model, offset=offset), math.sqrt(share))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotConverged)  # Ψ itself says what a proposal is worth
-            found = mode_of(side)
+            try:
+                found = mode_of(side)
+            except NotPositiveDefinite:  # under a narrower prior it may be
+                return self.origin, -math.inf
         origin = (1.0 - share) * self.origin + data.model.temperature * side.weights(found.u)
         fit = float(data.likelihood.log_prob(found.f, data.targets).sum())
         return origin, fit - 0.5 * float((origin / self._scale).square().sum()) - self.value
