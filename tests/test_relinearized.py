@@ -23,7 +23,7 @@ DOUBLE = torch.float64
 TIGHT = CG(rtol=1e-7)
 SIDES = {"function space": FunctionSpace(), "weight space": WeightSpace(), "products": WeightSpace(TIGHT)}
 SIDE = pytest.mark.parametrize("side", SIDES.values(), ids=SIDES)
-MOST = 100
+MOST = 60
 """Steps that are enough for every digit that is asked for here."""
 
 N, C, T = 20, 3, 0.8
