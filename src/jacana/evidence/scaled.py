@@ -46,10 +46,8 @@ def scaled(gp: TangentGP, factors: list[float], *, layers: bool) -> TangentGP:
                 given[layer] = factor * stds[names[0]]
             else:
                 given.update({name: factor * stds[name] for name in names})
-    elif isinstance(gp.prior_std, Mapping):
-        given = {key: factors[0] * value for key, value in gp.prior_std.items()}
     else:
-        given = factors[0] * gp.prior_std
+        given = gp.model.prior.times(factors[0]).given
     return with_prior(gp, given)
 
 

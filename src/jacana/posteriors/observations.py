@@ -39,17 +39,27 @@ class Model:
     temperature: float = 1.0
     origin: Float64[Tensor, " p"] | None = None
 
+    def output(self, x: Examples | Source) -> Float64[Tensor, "n c"]:
+        """What the network says where the linearization is, f(x; θ1) / T, or zero: m(x), where that is θ0."""
+        if isinstance(x, Source):
+            return torch.cat([self.output(batch) for batch in x.batches(len(x))])
+        if self.zero_mean:
+            shape = (len(x), self.lin.findings(x).n_outputs)
+            return torch.zeros(shape, dtype=torch.float64, device=self.lin.device)
+        return self.lin(x).to(torch.float64) / self.temperature
+
     def mean(self, x: Examples | Source) -> Float64[Tensor, "n c"]:
         """m(x)."""
         if isinstance(x, Source):
             return torch.cat([self.mean(batch) for batch in x.batches(len(x))])
-        if self.zero_mean:
-            shape = (len(x), self.lin.findings(x).n_outputs)
-            return torch.zeros(shape, dtype=torch.float64, device=self.lin.device)
-        mean = self.lin(x).to(torch.float64)
-        if self.origin is not None:
-            mean = mean - push(self.lin, x, self.origin.unsqueeze(1)).view_as(mean)
-        return mean / self.temperature
+        output = self.output(x)
+        if self.origin is None:
+            return output
+        return output - push(self.lin, x, self.origin.unsqueeze(1)).view_as(output) / self.temperature
+
+    def beyond(self, weights: Float64[Tensor, " p"]) -> Float64[Tensor, " p"]:
+        """How far δ lies from where the linearization is: m(x) + J δ = output + J times this, in one product."""
+        return weights if self.origin is None else weights - self.origin / self.temperature
 
 
 @dataclass(frozen=True)

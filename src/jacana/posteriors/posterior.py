@@ -183,14 +183,14 @@ class _PosteriorSource(Source):
         self._model = state.observations.model
 
     def mean(self) -> Float64[Tensor, "m c"]:
-        lin, weights = self._model.lin, self._state.weights
+        lin, weights = self._model.lin, self._model.beyond(self._state.weights)
         if (
             lin.network.eps > torch.finfo(torch.float32).eps
         ):  # a tangent pass in half precision would drown the posterior's deviation
             change = push(lin, self._x, weights.unsqueeze(1)).view(len(self._x), -1)
         else:
             change = lin.jvp(self._x, weights).to(torch.float64)
-        return self._model.mean(self._x) + change
+        return self._model.output(self._x) + change
 
     def variance(self) -> Float64[Tensor, "m c"]:
         return self._state.variance(self._x)

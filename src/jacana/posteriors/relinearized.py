@@ -165,7 +165,7 @@ class _Point:
     def f(self) -> Float64[Tensor, "n c"]:
         """What the network says here, over T."""
         data = self.side.observations
-        return replace(data.model, origin=None).mean(data.x)
+        return data.model.output(data.x)
 
     @cached_property
     def value(self) -> float:
