@@ -18,6 +18,11 @@ _MOST = 100
 _ARMIJO = 1e-4
 _SHORTEST = 1e-10
 _ROUNDING = 1e-14
+_NEAR = 500.0
+"""What a further step may gain where steps end early, in tolerances."""
+
+_LOST = 1e-6
+"""What the last step may lose of Ψ to rounding, relative to it."""
 
 
 @final
@@ -65,35 +70,40 @@ def mode_of(side: Side, start: Float64[Tensor, " q"] | None = None) -> Mode:
         value = float(likelihood.log_prob(f, y).sum()) - 0.5 * side.inner(u, u)
         return value if value == value else -float("inf")  # a step too far may overflow
 
-    u = side.zero() if start is None else start.clone()
-    f = data.offset + side.values(u)
+    def place(u: Tensor) -> tuple[Tensor, Tensor, float]:
+        f = data.offset + side.values(u)  # anew: what is added up from step to step drifts away from it
+        return u, f, objective(u, f)
+
+    u, f = side.zero(), data.offset.clone()
     value = objective(u, f)
-    if start is not None and value < objective(side.zero(), data.offset):  # worse than no change
-        u, f = side.zero(), data.offset.clone()
-        value = objective(u, f)
-    decrement = float("inf")
+    if start is not None and (begun := place(start.clone()))[2] >= value:  # not worse than no change
+        u, f, value = begun
     for step in range(_MOST):
         root = likelihood.curvature_root(f)
         precision = side.at(root)
         slope = side.pull(likelihood.gradient(f, y)) - u
         direction = precision.solve(slope)
-        decrement = side.inner(slope, direction)
-        if decrement <= side.tolerance * (1.0 + abs(value)):  # the step adds digits to δ̂ that Ψ does not show
-            return Mode(u + direction, f + side.values(direction), value, precision, root, step)
-        change, length = side.values(direction), 1.0
-        rounding = _ROUNDING * (1.0 + abs(value)) + side.rounding(u)  # a wide prior's ⟨u, u⟩ has few digits
-        while length > _SHORTEST:
-            new = objective(u + length * direction, f + length * change)
-            if new >= value + _ARMIJO * length * decrement - rounding:
-                break
+        decrement, size = side.inner(slope, direction), 1.0 + abs(value)
+        full = new = place(u + direction)
+        gain, loss = 0.5 * decrement, value - full[2]
+        if decrement <= side.tolerance * size and loss <= _LOST * size:
+            return Mode(*full, precision, root, step)  # the step adds digits to δ̂ that Ψ does not show
+        change, found, length = full[1] - f, full[2], 1.0
+        rounding = _ROUNDING * size + side.rounding(u)  # a wide prior's ⟨u, u⟩ has few digits
+        while found < value + _ARMIJO * length * decrement - rounding and length > _SHORTEST:
             length *= 0.5
-        if length <= _SHORTEST:
+            found = objective(u + length * direction, f + length * change)
+        if length < 1.0:
+            new = place(u + length * direction)
+        if length <= _SHORTEST or new[2] < value - rounding:
             break
-        u, f, value = u + length * direction, f + length * change, new
-    if decrement > 1e3 * side.tolerance * (1.0 + abs(value)):
+        u, f, value = new
+    far = gain > _NEAR * side.tolerance * size
+    if far or loss > _LOST * size:
+        more = f"gain {gain:.1e}" if far else f"lose {loss:.1e}"
         warnings.warn(
-            f"the mode of the log posterior was not reached: after {step + 1} steps a further one could gain "
-            f"{0.5 * decrement:.1e} nats of {value:.6g}; take a smaller prior_std, or the network in float64.",
+            f"the mode of the log posterior was not reached: after {step + 1} steps a further one could {more} nats "
+            f"of {value:.6g}; take a smaller prior_std, or the network in float64.",
             NotConverged,
             stacklevel=3,
         )
