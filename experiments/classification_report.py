@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from experiments import metrics, plots
 from experiments.classification_methods import METHODS
+from experiments.markdown import markdown_table
 
 __all__ = ["AGAINST", "draw", "markdown", "markdown_paired", "show", "summary", "tables"]
 
@@ -82,11 +83,11 @@ def _difference(own: Rows, other: dict[int, dict[str, Any]], name: str) -> metri
 def markdown(results: dict[str, Any], labels: int, figures: Sequence[str] = tuple(FIGURES)) -> str:
     """The table of one number of labels a class as Markdown; what is picked on the test set is in italics."""
     own = [row for row in results["table"] if row["labels"] == labels]
-    lines = [f"| | {' | '.join(FIGURES[name] for name in figures)} | seconds |", f"|---{'|---' * len(figures)}|---|"]
-    for row in own:
-        cells = [_plus_minus(row[name]) for name in figures]
-        lines.append(f"| {' | '.join([_title(row['method']), *cells])} | {row['seconds']['mean']:,.0f} |")
-    return "\n".join(lines)
+    rows = [
+        [_title(row["method"]), *(_plus_minus(row[name]) for name in figures), f"{row['seconds']['mean']:,.0f}"]
+        for row in own
+    ]
+    return markdown_table(["", *(FIGURES[name] for name in figures), "seconds"], rows)
 
 
 def markdown_short(results: dict[str, Any], labels: int) -> str:
@@ -98,11 +99,8 @@ def markdown_short(results: dict[str, Any], labels: int) -> str:
 def markdown_paired(results: dict[str, Any], labels: int) -> str:
     """Differences to fine-tuning on the same labels, for one number of labels a class, as Markdown."""
     own = [row for row in results["less_fine_tuning"] if row["labels"] == labels]
-    lines = [f"| less fine-tuning | {' | '.join(FIGURES.values())} |", f"|---{'|---' * len(FIGURES)}|"]
-    lines += [
-        f"| {' | '.join([_title(row['method']), *(_plus_minus(row[name], '+') for name in FIGURES)])} |" for row in own
-    ]
-    return "\n".join(lines)
+    rows = ([_title(row["method"]), *(_plus_minus(row[name], "+") for name in FIGURES)] for row in own)
+    return markdown_table(["less fine-tuning", *FIGURES.values()], rows)
 
 
 def tables() -> Iterator[tuple[str, tuple[str, Callable[[dict[str, Any]], str]]]]:

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from experiments import plots
+from experiments.markdown import markdown_table
 from experiments.metrics import mean_and_standard_error, paired_difference
 
 __all__ = ["BEST_OF_GRID", "METHODS", "Outcome", "Run", "draw", "markdown", "reliability", "show", "summary"]
@@ -106,12 +107,12 @@ def reliability(runs: Sequence[Run], method: str, bins: int = 10) -> dict[str, l
 
 def markdown(found: dict[str, Any]) -> str:
     """The table of a `summary` as Markdown."""
-    lines = ["| | accuracy | NLL | ECE | seconds |", "|---|---|---|---|---|"]
+    rows = []
     for name, row in found["methods"].items():
         cells = [f"{row[what]['mean']:.3f} ± {row[what]['standard_error']:.3f}" for what in ("accuracy", "nll", "ece")]
         title = f"*{name}*" if name == BEST_OF_GRID else f"**{name}**" if name == "Jacana" else name
-        lines.append(f"| {' | '.join([title, *cells])} | {row['seconds']['mean']:.1f} |")
-    return "\n".join(lines)
+        rows.append([title, *cells, f"{row['seconds']['mean']:.1f}"])
+    return markdown_table(["", "accuracy", "NLL", "ECE", "seconds"], rows)
 
 
 def show(found: dict[str, Any]) -> str:
