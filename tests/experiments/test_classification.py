@@ -19,6 +19,7 @@ import jacana
 from experiments import classification, classification_report, data, pages, pictures, resnet
 from experiments import classification_task as task
 from experiments.baselines import fine_tuning
+from experiments.classification import Case, asks_outside
 from experiments.classification_methods import JACANA, METHODS, Methods, group, unavailable
 from jacana import metrics
 
@@ -301,6 +302,21 @@ def test_groups_share_runs_and_nothing_else():
     groups = {name: group(name) for name in METHODS}
     assert groups["oracle"] == groups["laplace-torch"] == groups["fine-tuning"]
     assert len(set(groups.values())) == len(METHODS) - 3
+
+
+@pytest.mark.parametrize(
+    ("case", "asks"),
+    [
+        (Case(5, 0, "jacana"), True),
+        (Case(50, 2, "jacana-relinearized"), True),
+        (Case(50, 3, "jacana"), False),
+        (Case(200, 0, "jacana"), False),
+        (Case(200, 0, "fine-tuning"), True),
+        (Case(5, 0, "jacana-one-hot"), False),
+    ],
+)
+def test_who_is_asked_of_images_of_no_class(case, asks):
+    assert asks_outside(case) is asks
 
 
 def test_the_whole_of_it_resumes(folder, small_network, fakes, tmp_path, monkeypatch, capsys):
