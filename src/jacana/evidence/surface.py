@@ -58,7 +58,7 @@ class Surface:
     """The prior at each point: logarithms of factors on the scales, then of 1 / T, then of the power of p(y | f).
 
     With more than ``most`` function values and parameters a subset of the examples, drawn at random, is taken: a prior
-    is not of the data.
+    is not of the data. Copies of an example are one of their weight.
 
     Attributes:
         bounds: of each coordinate.
@@ -68,7 +68,7 @@ class Surface:
 
     def __init__(self, observations: Observations, asked: Asked, *, most: int | None = None, progress: bool) -> None:
         everything = observations
-        observations = _some(everything, LARGEST if most is None else most)
+        observations = _some(everything, LARGEST if most is None else most).distinct()
         self._subset = observations is not everything
         self.asked, self._temperature = asked, observations.model.temperature
         self.logits = observations.offset * self._temperature

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from jacana.errors import InvalidOption
 from jacana.likelihoods import Categorical, Gaussian, Likelihood, unscaled, weights_of
+from jacana.networks import Source
 from jacana.posteriors.choice import choose
 from jacana.posteriors.method import Method, State
 from jacana.posteriors.observations import Observations
@@ -75,7 +76,9 @@ class LabelRegression(Method):
 
 
 def counted(observations: Observations) -> tuple[Observations, Float64[Tensor, " n"]]:
-    """The labels that count, and how much: those of weight zero are left out."""
+    """The labels that count, and how much: those of weight zero are left out, and copies in memory are put together."""
+    if not isinstance(observations.x, Source):
+        observations = observations.distinct()
     weights = weights_of(observations.likelihood, observations.n)
     if bool((weights == 0.0).any()):
         some = weights.nonzero().flatten()

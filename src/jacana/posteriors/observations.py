@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from jacana.errors import InvalidData, InvalidOption
-from jacana.likelihoods import Gaussian, Likelihood
+from jacana.likelihoods import Gaussian, Likelihood, Weighted, unscaled, weights_of
 from jacana.linearization import Linearization, Prior, push
 from jacana.networks import Data, Examples, Source, as_source, as_targets, followed_by
 
@@ -127,6 +127,30 @@ class Observations:
         return replace(
             self, x=x, offset=self.offset[here], targets=self.targets[here], likelihood=self.likelihood.at(index)
         )
+
+    def distinct(self) -> Observations:
+        """Each example with its target once, of the weight of all its copies; these, where there are no copies.
+
+        It is the same posterior. But what leaves an example out has to leave out its copies too, which would tell its
+        label.
+        """
+        base = unscaled(self.likelihood)
+        if base.at(torch.arange(1)) is not base:
+            return self  # examples may have different noise
+        parts = [part.detach().reshape(self.n, -1) for part in (*self.examples.tensors, self.targets)]
+        rows = torch.cat([part.contiguous().view(torch.uint8).cpu() for part in parts], dim=1).numpy()
+        weights = weights_of(self.likelihood, self.n)
+        heaviest: dict[bytes, int] = {}  # of each kind, in memory as it is
+        for i in weights.argsort(descending=True, stable=True).tolist():
+            heaviest.setdefault(rows[i].tobytes(), i)
+        if len(heaviest) == self.n:
+            return self
+        total = torch.zeros_like(weights)
+        total.index_add_(0, torch.tensor([heaviest[row.tobytes()] for row in rows]), weights)
+        index = torch.tensor(sorted(heaviest.values()))
+        some = self.some(index, self.x.some(index))
+        times = torch.where(weights[index] > 0.0, total[index] / weights[index], 1.0)
+        return replace(some, likelihood=Weighted(some.likelihood, times))
 
     def followed_by(self, other: Observations) -> Observations:
         """These observations and then ``other``."""
