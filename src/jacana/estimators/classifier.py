@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
 from jacana.errors import InvalidOption
 from jacana.estimators.columns import check_columns, remember_columns
@@ -185,10 +185,10 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             TangentGP(lin, start, mean, self.temperature or 1.0, progress=self.progress) for mean in _MEANS[self.mean]
         ]
         if isinstance(X, DataLoader):
-            if sample_weight is not None and isinstance(X.sampler, RandomSampler | SubsetRandomSampler):
+            if sample_weight is not None and not _in_order(X):
                 raise InvalidOption(
-                    "sample_weight: got weights beside a DataLoader that shuffles, so that it is not known whose they "
-                    "are; take shuffle=False."
+                    "sample_weight: got weights beside a DataLoader with an order of its own, so that it is not known "
+                    "whose they are; take shuffle=False and no sampler."
                 )
             examples, y = lin.pairs(X, y, "X")
             y = y.to(torch.int64) if bool((y == y.round()).all()) else y  # targets are numbers; labels count
@@ -315,6 +315,13 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 "point of the network, or relinearize=0."
             )
         return Relinearized(int(steps), method)
+
+
+def _in_order(loader: DataLoader[Any]) -> bool:
+    """Whether it gives the examples of its dataset one after the other."""
+    batches = loader.batch_sampler
+    sampler = batches.sampler if type(batches) is BatchSampler else loader.sampler if batches is None else None
+    return isinstance(loader.dataset, IterableDataset) or isinstance(sampler, SequentialSampler)
 
 
 def _inner(method: Method) -> Method:

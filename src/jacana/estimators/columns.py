@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sklearn.base import BaseEstimator
+from sklearn.utils.validation import validate_data
 
 from jacana.errors import InvalidData
 
@@ -12,24 +13,28 @@ __all__ = ["check_columns", "remember_columns"]
 
 
 def remember_columns(estimator: BaseEstimator, X: Any) -> None:
-    """Note the number of columns, where there are columns."""
-    shape: tuple[int, ...] = getattr(X, "shape", ())
-    if len(shape) == 2:
-        estimator.n_features_in_ = int(shape[1])
-    elif hasattr(estimator, "n_features_in_"):
-        del estimator.n_features_in_
+    """Note the number of columns and their names, where there are any."""
+    if _has_columns(X):
+        validate_data(estimator, X, reset=True, skip_check_array=True)
+        return
+    for name in ("n_features_in_", "feature_names_in_"):
+        if hasattr(estimator, name):
+            delattr(estimator, name)
 
 
 def check_columns(estimator: BaseEstimator, X: Any) -> None:
-    """Refuse another number of columns than at fit.
+    """Refuse other columns than at fit, or the same in another order.
 
     Raises:
-        InvalidData: says how many.
+        InvalidData: says which.
     """
-    shape: tuple[int, ...] = getattr(X, "shape", ())
-    expected = getattr(estimator, "n_features_in_", None)
-    if expected is not None and len(shape) == 2 and shape[1] != expected:
-        raise InvalidData(
-            f"X: got {shape[1]} features; {type(estimator).__name__} is expecting {expected}, as at fit: pass the same "
-            "columns."
-        )
+    if not _has_columns(X) or not hasattr(estimator, "n_features_in_"):
+        return
+    try:
+        validate_data(estimator, X, reset=False, skip_check_array=True)
+    except ValueError as error:
+        raise InvalidData(f"X: got other columns than at fit; pass the same. {error}") from error
+
+
+def _has_columns(X: Any) -> bool:
+    return len(getattr(X, "shape", ())) == 2

@@ -70,7 +70,13 @@ class Labels:
             if given.shape[1] != c:
                 raise InvalidData(f"y: got {given.shape[1]} labels an example for {c} outputs; expected (n, {c}).")
             names = np.arange(c) if classes is None else _named(classes, c)
-            targets = torch.from_numpy(given.astype(np.float64))
+            try:
+                targets = torch.from_numpy(given.astype(np.float64))
+            except (ValueError, TypeError) as error:
+                raise InvalidData(
+                    f"y: got {given.shape[1]} labels an example that are no numbers ({error}); expected zeros and "
+                    f"ones, (n, {c}), or one label an example, (n,)."
+                ) from error
         else:
             names = _classes(given, c, classes)
             order = np.argsort(names, kind="stable")

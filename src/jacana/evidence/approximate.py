@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from jaxtyping import Float64
 from scipy.optimize import OptimizeResult, minimize
 from torch import Tensor
 
-from jacana.errors import NotPositiveDefinite
+from jacana.errors import NotConverged, NotPositiveDefinite
 from jacana.evidence.surface import Asked, Surface, Vector
 from jacana.likelihoods import Likelihood
 from jacana.posteriors import Mode, Observations
@@ -27,6 +29,10 @@ _FEW = 600
 """Function values by which the way is looked for, where there are more."""
 
 _FAILED = 1e300
+
+_MOST = 100
+_LEFT = 1e-20
+"""Of what conjugate gradients solve, squared."""
 
 
 def approximate(
@@ -50,7 +56,9 @@ def approximate(
 
     def objective(point: Vector, surface: Surface) -> tuple[float, Vector]:
         try:
-            side, mode = surface.mode(point)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NotConverged)  # of a point that is only looked at
+                side, mode = surface.mode(point)
         except NotPositiveDefinite:
             return _FAILED, np.zeros_like(point)
         value, by_scale, by_temperature = evidence(side, mode, surface.logits / surface.read(point)[1])
@@ -87,11 +95,49 @@ def evidence(side: Side, mode: Mode, logits: Float64[Tensor, "n c"]) -> tuple[fl
     precision, u = mode.precision, mode.u
     value = mode.value - 0.5 * precision.log_determinant.value
     by_mode = -0.5 * _by_values(likelihood, mode.f, precision.fitted())
-    moved = precision.solve(side.pull(by_mode))  # how L changes as the mode moves with the prior
+    moved = _moved(side, mode, side.pull(by_mode))  # how L changes as the mode moves with the prior
     by_scale = side.shares(u, u) + 2.0 * side.shares(moved, u) - precision.freedom
-    seen = mode.root @ (mode.root.mT @ side.values(moved).unsqueeze(2))
-    by_temperature = float(((likelihood.gradient(mode.f, y) + by_mode - seen.squeeze(2)) * logits).sum())
+    seen = _curved(side.observations, mode.f, side.values(moved))
+    by_temperature = float(((likelihood.gradient(mode.f, y) + by_mode - seen) * logits).sum())
     return value, by_scale, by_temperature
+
+
+def _moved(side: Side, mode: Mode, pulled: Float64[Tensor, " q"]) -> Float64[Tensor, " q"]:
+    """(S⁻¹ − Jᵀ ∇² log p J)⁻¹ S⁻¹ of these coordinates: where a step ends along which log p bends as it does.
+
+    The precision has the curvature of the likelihood, which may be the expectation of that. Conjugate gradients after
+    it end at once where it is not.
+    """
+
+    def bent(v: Tensor) -> Tensor:
+        return v + side.pull(_curved(side.observations, mode.f, side.values(v)))
+
+    found = mode.precision.solve(pulled)
+    left, size = pulled - bent(found), side.inner(pulled, found)
+    better = direction = mode.precision.solve(left)
+    remains = side.inner(left, better)
+    for _ in range(_MOST):
+        if remains <= _LEFT * size:
+            break
+        image = bent(direction)
+        curvature = side.inner(direction, image)
+        if curvature <= 0.0:  # it is no maximum
+            break
+        length = remains / curvature
+        found, left = found + length * direction, left - length * image
+        better, before = mode.precision.solve(left), remains
+        remains = side.inner(left, better)
+        direction = better + (remains / before) * direction
+    return found
+
+
+def _curved(observations: Observations, f: Float64[Tensor, "n c"], v: Float64[Tensor, "n c"]) -> Float64[Tensor, "n c"]:
+    """−∇² log p(y | f) v."""
+    with torch.enable_grad():
+        variable = f.detach().clone().requires_grad_()
+        slope = observations.likelihood.gradient(variable, observations.targets)
+        (found,) = torch.autograd.grad(slope, variable, v)
+    return -found
 
 
 def _by_values(

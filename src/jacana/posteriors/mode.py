@@ -18,8 +18,8 @@ _MOST = 100
 _ARMIJO = 1e-4
 _SHORTEST = 1e-10
 _ROUNDING = 1e-14
-_NEAR = 500.0
-"""What a further step may gain where steps end early, in tolerances."""
+_NEAR = 1e4
+"""What a further step may gain where steps end early, in tolerances: a posterior standard deviation in 10,000."""
 
 _LOST = 1e-6
 """What the last step may lose of Ψ to rounding, relative to it."""

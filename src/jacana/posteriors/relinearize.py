@@ -13,7 +13,7 @@ from jacana.errors import InvalidOption, JacanaError, UnsupportedNetwork
 from jacana.linearization import Linearization
 from jacana.posteriors.observations import Model, Observations
 
-__all__ = ["check_start", "log_posterior", "relinearized"]
+__all__ = ["check_start", "log_posterior", "relinearized", "same_start"]
 
 _HALVINGS = 12
 
@@ -65,6 +65,21 @@ def check_start(model: Model) -> None:
             "mean: got 'zero', and the tangent of a network that is not its own prior mean has nothing to follow; take "
             "mean='network'."
         )
+
+
+def same_start(one: Model, other: Model) -> bool:
+    """Whether two models are of the same weights θ0, up to the rounding of moves from there."""
+    networks = one.lin.network, other.lin.network
+    if networks[0].names != networks[1].names or networks[0].sizes != networks[1].sizes:
+        return False
+    rounding = 16.0 * max(network.eps for network in networks)
+    return torch.allclose(_start(one).cpu(), _start(other).cpu(), rtol=rounding, atol=rounding)
+
+
+def _start(model: Model) -> Float64[Tensor, " p"]:
+    """θ0."""
+    here = model.lin.network.flatten(model.lin.network.values).to(torch.float64)
+    return here if model.origin is None else here - model.origin
 
 
 def log_posterior(observations: Observations, lin: Linearization, origin: Float64[Tensor, " p"]) -> float:

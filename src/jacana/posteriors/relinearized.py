@@ -45,7 +45,7 @@ _ROUNDING = 1e-12
 @final
 @dataclass(frozen=True)
 class Relinearized(Method):
-    """The posterior at the mode of the network itself: its mean is what the network says there.
+    """The posterior on the way to the mode of the network itself: its mean is what the network says there.
 
         θ̂ = argmax Ψ(θ),     Ψ(θ) = log p(y | f(x; θ) / T) − ½ (θ − θ0)ᵀ S⁻¹ (θ − θ0) / T²
         f* | y ≈ N(f(x*; θ̂) / T, J* (S⁻¹ + Jᵀ H J)⁻¹ J*ᵀ),     J = J(θ̂)
@@ -55,6 +55,9 @@ class Relinearized(Method):
     μ is taken only if at least a tenth of what the tangent promised of Ψ comes, so that no step makes Ψ worse. The
     prior stays about the weights θ0 that the network was given with. It is fine-tuning to the mode of a stated
     posterior, with neither learning rate nor schedule; of a network that is linear in θ it is ``method`` itself.
+
+    Steps end where the tangent promises little more, or there have been ``steps``, and the posterior is made of that
+    point; it is the mode where ``rtol=0`` and ``steps`` are enough for that, which for little noise may be hundreds.
 
     Each step costs what ``method`` costs on the examples that are conditioned on, their kernel above all.
 
@@ -125,7 +128,7 @@ class Relinearized(Method):
             if step.promised <= self.rtol * (step.value - start) and damping <= _FACTOR:
                 break
         inner = replace(self.method, method=method).state(here.side, here.mode, progress=progress)
-        return _RelinearizedState(self, inner, progress=progress)
+        return _RelinearizedState(self, side.observations, inner, progress=progress)
 
     def _side(self, observations: Observations) -> Method:
         """Where the algebra is done."""
@@ -219,9 +222,9 @@ class _Point:
 class _RelinearizedState(Delegated):
     """What is made of the last point, whose weights lie where the steps ended."""
 
-    def __init__(self, options: Relinearized, inner: State, *, progress: bool) -> None:
+    def __init__(self, options: Relinearized, first: Observations, inner: State, *, progress: bool) -> None:
         super().__init__(inner.observations, inner)
-        self._options, self._progress = options, progress
+        self._options, self._first, self._progress = options, first, progress
 
     @cached_property
     def weights(self) -> Float64[Tensor, " p"]:
@@ -234,4 +237,7 @@ class _RelinearizedState(Delegated):
         return self.weights.unsqueeze(1) + self.inner.sample_weights(n, generator)
 
     def extended(self, more: Observations) -> State:
-        return self._options.condition(self.observations.followed_by(more), progress=self._progress)
+        """All of them from the first tangent, so that they come to the same end as all at once."""
+        first = self._first
+        more = replace(more, model=first.model, offset=first.model.mean(more.x))
+        return self._options.condition(first.followed_by(more), progress=self._progress)

@@ -17,7 +17,7 @@ from jacana.posteriors.choice import Choice, choose
 from jacana.posteriors.method import Method
 from jacana.posteriors.observations import Model, as_likelihood, observe, valid_temperature
 from jacana.posteriors.posterior import Posterior
-from jacana.posteriors.relinearize import relinearized
+from jacana.posteriors.relinearize import relinearized, same_start
 from jacana.prediction import Prediction, Source
 
 __all__ = ["TangentGP"]
@@ -201,8 +201,7 @@ class TangentGP:
         """
         if not isinstance(post, Posterior):
             raise InvalidOption(f"post: got {type(post).__name__}; expected what gp.condition(x, y, ...) gives.")
-        network, other = self.linearization.network, post.observations.model.lin.network
-        if (network.names, network.sizes) != (other.names, other.sizes):
+        if not same_start(self._model, post.observations.model):
             raise InvalidOption("post: got the posterior of another network; expected one of this process.")
         return TangentGP.of(relinearized(post.observations, post.weights), progress=self._progress)
 
