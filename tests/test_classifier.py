@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
@@ -13,7 +14,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset, WeightedRandomSampler
 
 import jacana
 
@@ -348,13 +349,35 @@ def test_weights_beside_a_loader_that_shuffles_are_refused():
     X, y = data(40)
     pairs = TensorDataset(torch.from_numpy(X), torch.from_numpy(np.unique(y, return_inverse=True)[1]))
     weights = np.linspace(0.1, 2.0, 40)
-    with pytest.raises(jacana.errors.InvalidOption, match=r"sample_weight: .* shuffle=False"):
-        classifier(**FIXED).fit(DataLoader(pairs, 8, shuffle=True), sample_weight=weights)
+    orders = [
+        {"batch_size": 8, "shuffle": True},
+        {"batch_size": 8, "sampler": list(range(40))},
+        {"batch_size": 8, "sampler": WeightedRandomSampler(weights, 40)},
+        {"batch_sampler": BatchSampler(RandomSampler(pairs), 8, drop_last=False)},
+        {"batch_sampler": [list(range(20)), list(range(20, 40))]},
+        {"batch_size": None, "shuffle": True},
+    ]
+    for order in orders:
+        with pytest.raises(jacana.errors.InvalidOption, match=r"sample_weight: .* shuffle=False"):
+            classifier(**FIXED).fit(DataLoader(pairs, **order), sample_weight=weights)
     found = classifier(**FIXED).fit(DataLoader(pairs, 8), sample_weight=weights)
     same = classifier(**FIXED).fit(X, y, weights)
     np.testing.assert_allclose(found.predict_proba(X), same.predict_proba(X), rtol=1e-6)
     with pytest.raises(jacana.errors.InvalidOption, match=r"^sample_weight: .* each of 40 examples"):
         classifier(**FIXED).fit(X, y, weights[:5])
+
+
+def test_columns_have_names():
+    X, y = data(40)
+    clf = classifier(**FIXED).fit(pd.DataFrame(X, columns=["height", "width"]), y)
+    assert clf.feature_names_in_.tolist() == ["height", "width"]
+    np.testing.assert_array_equal(
+        clf.predict_proba(pd.DataFrame(X, columns=["height", "width"])), classifier(**FIXED).fit(X, y).predict_proba(X)
+    )
+    for names in (["width", "height"], ["height", "depth"]):
+        with pytest.raises(jacana.errors.InvalidData, match=r"(?s)X: got other columns.*feature names"):
+            clf.predict_proba(pd.DataFrame(X, columns=names))
+    assert not hasattr(clf.fit(X, y), "feature_names_in_")
 
 
 def test_labels_of_a_loader_are_whole_numbers():
@@ -377,3 +400,15 @@ def test_a_posterior_of_another_network_is_not_relinearized():
     post = classifier(prior_std=0.5, temperature=1.0).fit(X, y).posterior_
     with pytest.raises(jacana.errors.InvalidOption, match="another network"):
         jacana.TangentGP(nn.Linear(2, 3)).relinearize(post)
+    with pytest.raises(jacana.errors.InvalidOption, match="another network"):  # of the same shape
+        jacana.TangentGP(net(seed=1), 0.5).relinearize(post)
+    once = jacana.TangentGP(net(), 0.5).relinearize(post)
+    again = once.condition(X, torch.from_numpy(y), likelihood=jacana.Categorical())
+    for gp in (jacana.TangentGP(net(), 0.5), once):  # wherever the tangent is
+        assert isinstance(gp.relinearize(again), jacana.TangentGP)
+
+
+def test_several_labels_an_example_are_numbers():
+    X, _ = data(30)
+    with pytest.raises(jacana.errors.InvalidData, match=r"y: got 3 labels an example that are no numbers"):
+        classifier(**FIXED).fit(X, np.array([CLASSES] * 30))

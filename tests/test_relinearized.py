@@ -249,6 +249,19 @@ def test_more_data_are_followed_to_their_mode():
     assert float(torch.func.grad(psi)(reached(post)).norm()) <= 1e-3 * float(torch.func.grad(psi)(start).norm())
 
 
+@pytest.mark.parametrize("kind", ["categorical", "gaussian"])
+def test_more_data_come_to_the_same_end_as_all_at_once(kind):
+    """There are several modes: what was conditioned on first must not choose one."""
+    net, x = network(std=2.0), inputs()
+    y, likelihood = targets(kind, x), LIKELIHOODS[kind]
+    method = Relinearized(4)
+    gp = TangentGP(net, 1.5, temperature=T)
+    want = gp.condition(x, y, likelihood=likelihood, method=method)
+    got = gp.condition(x[:10], y[:10], likelihood=likelihood, method=method).condition(x[10:], y[10:])
+    torch.testing.assert_close(got.weights, want.weights, rtol=1e-9, atol=1e-9)
+    assert got.log_evidence == pytest.approx(want.log_evidence, rel=1e-9)
+
+
 @pytest.mark.parametrize("side", [Pathwise(6, TIGHT), WeightSpace(TIGHT)], ids=["pathwise", "weight space"])
 def test_a_loader_and_a_memory_map_are_the_tensor(side, tmp_path):
     net, x = network(), inputs()
