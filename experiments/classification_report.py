@@ -152,7 +152,9 @@ def _curves(panel: Axes, table: Rows, name: str) -> None:
         panel.errorbar(
             [row["labels"] for row in own],
             [row[name]["mean"] for row in own],
-            yerr=np.nan_to_num([row[name]["standard_error"] for row in own]),
+            yerr=np.nan_to_num(
+                np.array([row[name]["standard_error"] for row in own], dtype=float)
+            ),  # a single seed: None
             color=colour,
             marker=marker or None,
             markeredgewidth=0.6,

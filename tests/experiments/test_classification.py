@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import jacana
-from experiments import classification, classification_report, data, pages, pictures, resnet
+from experiments import classification, classification_report, command, data, pages, pictures, resnet
 from experiments import classification_task as task
 from experiments.baselines import fine_tuning
 from experiments.classification import Case, asks_outside
@@ -317,6 +317,18 @@ def test_groups_share_runs_and_nothing_else():
 )
 def test_who_is_asked_of_images_of_no_class(case, asks):
     assert asks_outside(case) is asks
+
+
+def test_a_single_seed_has_no_error_bar(tmp_path):
+    figures = (*classification_report.FIGURES, *classification_report.OTHER_SCORES)
+    rows = [
+        {"labels": labels, "seed": seed, "method": "jacana", **dict.fromkeys(figures, 0.5)}
+        for labels, seeds in ((5, 2), (200, 1))
+        for seed in range(seeds)
+    ]
+    record = command.read(command.write(tmp_path / "record.json", classification_report.summary(rows)))
+    assert classification_report.draw(record["table"]).axes
+    assert "| 0.500 | 0.500 |" in classification_report.markdown(record, 200)
 
 
 def test_the_whole_of_it_resumes(folder, small_network, fakes, tmp_path, monkeypatch, capsys):
