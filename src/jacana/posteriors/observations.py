@@ -139,14 +139,15 @@ class Observations:
             return self  # examples may have different noise
         parts = [part.detach().reshape(self.n, -1) for part in (*self.examples.tensors, self.targets)]
         rows = torch.cat([part.contiguous().view(torch.uint8).cpu() for part in parts], dim=1).numpy()
+        kinds = [row.tobytes() for row in rows]  # as they lie in memory
         weights = weights_of(self.likelihood, self.n)
-        heaviest: dict[bytes, int] = {}  # of each kind, in memory as it is
+        heaviest: dict[bytes, int] = {}
         for i in weights.argsort(descending=True, stable=True).tolist():
-            heaviest.setdefault(rows[i].tobytes(), i)
+            heaviest.setdefault(kinds[i], i)
         if len(heaviest) == self.n:
             return self
         total = torch.zeros_like(weights)
-        total.index_add_(0, torch.tensor([heaviest[row.tobytes()] for row in rows]), weights)
+        total.index_add_(0, torch.tensor([heaviest[kind] for kind in kinds]), weights)
         index = torch.tensor(sorted(heaviest.values()))
         some = self.some(index, self.x.some(index))
         times = torch.where(weights[index] > 0.0, total[index] / weights[index], 1.0)
