@@ -12,8 +12,9 @@ test images are the file's own part "val". Compared are
 * *the same with a temperature*, learned from a fifth of the labels that everything else does without;
 * *the same picked on test*: what the best of the grid on the test set reaches, which nobody can choose honestly; with
   a temperature of the test set; and with laplace-torch in the last layer, where it is installed;
-* *Jacana*: classification with the network's tangent kernel; relinearized, up to ten steps to the network's own mode;
-  by one-hot and by Dirichlet regression; in the last layer alone; in all parameters but those of batch normalisation.
+* *Jacana*: classification with the network's tangent kernel; its mean moved along the network's own gradient flow;
+  relinearized, up to ten steps to the network's own mode; by one-hot and by Dirichlet regression; in the last layer
+  alone; in all parameters but those of batch normalisation.
 
 Figures: accuracy; negative log-likelihood and Brier score; expected calibration error, and what of it is beyond that of
 a calibrated model with the same probabilities; how well images of no class are told from the test images, by the

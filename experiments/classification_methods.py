@@ -34,6 +34,7 @@ METHODS = {
     "oracle-temperature": "picked on test, temperature too",
     "laplace-torch": "picked on test, laplace-torch",
     "jacana": "Jacana",
+    "jacana-flow": "Jacana, gradient flow",
     "jacana-relinearized": "Jacana, relinearized",
     "jacana-one-hot": "Jacana, one-hot regression",
     "jacana-dirichlet": "Jacana, Dirichlet regression",
@@ -44,13 +45,14 @@ METHODS = {
 
 JACANA: dict[str, dict[str, Any]] = {
     "jacana": {"relinearize": 0},
+    "jacana-flow": {"method": "flow"},
     "jacana-relinearized": {"relinearize": 10},
     "jacana-one-hot": {"method": "OneHotRegression"},
     "jacana-dirichlet": {"method": "DirichletRegression"},
     "jacana-last-layer": {"method": "LastLayer"},
     "jacana-no-norms": {"norms": False},
 }
-"""Options of ``jacana.NTKClassifier``; a method is made of its public name, as it is by default."""
+"""Options of ``jacana.NTKClassifier``; a method is one of its words, or made of its public name by default."""
 
 SHARING = ("fine-tuning", "oracle", "oracle-temperature", "laplace-torch")
 """Methods that share runs of gradient descent on all labels."""
@@ -86,7 +88,7 @@ def unavailable(method: str) -> str | None:
         return "laplace-torch is not installed (pip install laplace-torch)"
     if method in JACANA:
         wanted = ("NTKClassifier", JACANA[method].get("method", "NTKClassifier"))
-        missing = [name for name in wanted if not hasattr(jacana, name)]
+        missing = [name for name in wanted if not (name.islower() or hasattr(jacana, name))]
         if missing:
             return f"this version of jacana has no {missing[0]}"
     return None
@@ -228,7 +230,8 @@ class Methods:
     def _jacana(self, *, method: str | None = None, relinearize: int = 0, norms: bool = True) -> Fitted:
         start = time.process_time()
         options: dict[str, Any] = {} if norms else {"parameters": _without_norms(self._net)}
-        options |= {} if method is None else {"method": _public(method)()}
+        if method is not None:
+            options["method"] = method if method.islower() else _public(method)()
         classifier = _public("NTKClassifier")(self._net, relinearize=relinearize, progress=False, **options)
         classifier.fit(self._x, self._labels.numpy())
         seconds = time.process_time() - start

@@ -43,6 +43,7 @@ STYLES = {
     "oracle-temperature": (plots.COLOURS["fine-tuning"], "x", ":"),
     "laplace-torch": (plots.COLOURS["RBF GP"], "D", ":"),
     "jacana": (plots.COLOURS["Jacana"], "o", "-"),
+    "jacana-flow": (plots.COLOURS["Jacana"], "*", "-"),
     "jacana-relinearized": (plots.COLOURS["Jacana"], "P", "--"),
     "jacana-one-hot": (plots.COLOURS["ABLR"], "o", "-"),
     "jacana-dirichlet": (plots.COLOURS["ABLR"], "P", "--"),

@@ -50,6 +50,7 @@ from jacana.operators import top_eigenpairs as top_eigenpairs
 from jacana.posteriors import MAP as MAP
 from jacana.posteriors import DirichletRegression as DirichletRegression
 from jacana.posteriors import FunctionSpace as FunctionSpace
+from jacana.posteriors import GradientFlow as GradientFlow
 from jacana.posteriors import Laplace as Laplace
 from jacana.posteriors import LastLayer as LastLayer
 from jacana.posteriors import LeaveOneOut as LeaveOneOut
@@ -90,6 +91,7 @@ __all__ = [
     "Fisher",
     "FunctionSpace",
     "Gaussian",
+    "GradientFlow",
     "HeteroscedasticGaussian",
     "Jacobian",
     "Laplace",

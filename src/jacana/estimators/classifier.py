@@ -26,10 +26,12 @@ from jacana.networks import Examples, Selection
 from jacana.posteriors import (
     MAP,
     DirichletRegression,
+    GradientFlow,
     LabelRegression,
     Laplace,
     LastLayer,
     Method,
+    Nonlinear,
     OneHotRegression,
     Posterior,
     Relinearized,
@@ -47,6 +49,7 @@ _DEFAULT = Laplace(rtol=1e-3)
 _POINTS = (MAP, StochasticMAP)
 _METHODS: dict[str, Method] = {
     "auto": _DEFAULT,
+    "flow": GradientFlow(method=_DEFAULT),
     "laplace": Laplace(),
     "map": MAP(),
     "variational": Variational(),
@@ -202,7 +205,7 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_, self._multilabel = labels.classes, labels.multilabel
         self.posterior_ = posterior
         self.method_ = posterior.method
-        if layer is not None and not isinstance(posterior.method, Relinearized):
+        if layer is not None and not isinstance(posterior.method, Nonlinear):
             self.method_ = replace(layer, method=posterior.method)
         self.method_reason_ = (
             "the default" if method is _DEFAULT and posterior.reason == "as asked" else posterior.reason
@@ -302,10 +305,10 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         steps = self.relinearize
         if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 0:
             raise InvalidOption(f"relinearize: got {steps!r}; expected zero or a positive whole number.")
-        if (steps or isinstance(method, Relinearized)) and self.mean != "network":
+        if (steps or isinstance(method, Nonlinear)) and self.mean != "network":
             raise InvalidOption(
-                f"mean: got {self.mean!r} with relinearize={steps}, and the tangent of a network that is not its own "
-                "prior mean has nothing to follow; take mean='network'."
+                f"mean: got {self.mean!r} with {f'relinearize={steps}' if steps else repr(method)}, and a network that "
+                "is not its own prior mean has nothing to follow; take mean='network'."
             )
         if not steps:
             return method
@@ -325,8 +328,8 @@ def _in_order(loader: DataLoader[Any]) -> bool:
 
 
 def _inner(method: Method) -> Method:
-    """What is made at the point where steps end."""
-    return method.method if isinstance(method, Relinearized) else method
+    """Whose uncertainty there is."""
+    return method.method if isinstance(method, Nonlinear) else method
 
 
 def _numpy(tensor: Tensor) -> Array:

@@ -29,8 +29,8 @@ from jacana.posteriors import (
     FunctionSpace,
     Laplace,
     Method,
+    Nonlinear,
     Posterior,
-    Relinearized,
     TangentGP,
     WeightSpace,
     cavity_of,
@@ -140,13 +140,13 @@ class LeftOut:
 
     def condition(self, x: Data, y: Any, method: Method | None) -> Posterior:
         """``gp.condition``; what would be computed again is taken from the search."""
-        at_mode = method.method if isinstance(method, Relinearized) else method
+        at_mode = method.method if isinstance(method, Nonlinear) else method
         if not isinstance(at_mode, Laplace) or at_mode.method is not None or self.side is None:
             return self.gp.condition(x, y, likelihood=self.likelihood, method=method)
         inner = FunctionSpace() if isinstance(self.side, KernelSide) else WeightSpace()
         reason = f"the Laplace approximation, by {type(inner).__name__} as the scales were learned"
         at_mode = replace(at_mode, method=inner)
-        taken = replace(method, method=at_mode) if isinstance(method, Relinearized) else at_mode
+        taken = method.by(at_mode) if isinstance(method, Nonlinear) else at_mode
         return Posterior(taken, taken.after(self.side, progress=self.gp.progress), reason)
 
 

@@ -146,10 +146,10 @@ class Network:
     def moved(self, change: Float[Tensor, " p"]) -> Network:
         """The same network with the selected parameters moved."""
         other = copy.copy(self)
-        caller, computed = copy.deepcopy((self._caller, self._computed))
-        vars(other).update(_caller=caller, _computed=computed)
-        other._choose(self.names)  # noqa: SLF001 - another of this class
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # what is copied must be fit for a backward pass
+            caller, computed = copy.deepcopy((self._caller, self._computed))
+            vars(other).update(_caller=caller, _computed=computed)
+            other._choose(self.names)  # noqa: SLF001 - another of this class
             for leaf, piece in zip(other.leaves, self.split(change), strict=True):
                 leaf.add_(piece.to(leaf).view_as(leaf))
         return other

@@ -5,6 +5,7 @@ from jacana.posteriors.cavity import Cavity as Cavity
 from jacana.posteriors.cavity import cavity_of as cavity_of
 from jacana.posteriors.dirichlet_regression import DirichletRegression as DirichletRegression
 from jacana.posteriors.function_space import FunctionSpace as FunctionSpace
+from jacana.posteriors.gradient_flow import GradientFlow as GradientFlow
 from jacana.posteriors.iterated import System as System
 from jacana.posteriors.label_regression import LabelRegression as LabelRegression
 from jacana.posteriors.laplace import Laplace as Laplace
@@ -14,6 +15,7 @@ from jacana.posteriors.map import MAP as MAP
 from jacana.posteriors.method import Method as Method
 from jacana.posteriors.mode import Mode as Mode
 from jacana.posteriors.mode import mode_of as mode_of
+from jacana.posteriors.nonlinear import Nonlinear as Nonlinear
 from jacana.posteriors.nystrom_features import NystromFeatures as NystromFeatures
 from jacana.posteriors.observations import Model as Model
 from jacana.posteriors.observations import Observations as Observations

@@ -13,8 +13,8 @@ from jacana.likelihoods import Categorical, Gaussian, Likelihood, unscaled, weig
 from jacana.networks import Source
 from jacana.posteriors.choice import choose
 from jacana.posteriors.method import Method, State
+from jacana.posteriors.nonlinear import Nonlinear
 from jacana.posteriors.observations import Observations
-from jacana.posteriors.relinearized import Relinearized
 
 __all__ = ["LabelRegression", "counted"]
 
@@ -62,7 +62,7 @@ class LabelRegression(Method):
         """
         if self.method is None:
             return
-        if not isinstance(self.method, Method) or isinstance(self.method, LabelRegression | Relinearized):
+        if not isinstance(self.method, Method) or isinstance(self.method, LabelRegression | Nonlinear):
             raise InvalidOption(
                 f"method: got {self.method!r}; expected one for Gaussian noise, like jacana.FunctionSpace(), or None."
             )

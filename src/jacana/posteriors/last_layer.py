@@ -17,8 +17,8 @@ from jacana.linearization import Linearization, Prior
 from jacana.posteriors.choice import choose
 from jacana.posteriors.delegated import Delegated
 from jacana.posteriors.method import Method, State
+from jacana.posteriors.nonlinear import Nonlinear
 from jacana.posteriors.observations import Observations
-from jacana.posteriors.relinearized import Relinearized
 
 __all__ = ["LastLayer"]
 
@@ -74,10 +74,10 @@ class LastLayer(Method):
             raise InvalidOption(
                 f"layer: got {self.layer!r}; expected the dotted name of a layer, or None for the last."
             )
-        if isinstance(self.method, Relinearized):
+        if isinstance(self.method, Nonlinear):
             raise InvalidOption(
                 f"method: got {self.method!r}, which moves the layer, and the rest with it; take "
-                "jacana.linearize(net, parameters=layer), and condition that with jacana.Relinearized()."
+                "jacana.linearize(net, parameters=layer), and condition that with it."
             )
         if self.method is not None and (not isinstance(self.method, Method) or isinstance(self.method, LastLayer)):
             raise InvalidOption(

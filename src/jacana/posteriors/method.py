@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jacana.errors import InvalidOption
 from jacana.likelihoods import Gaussian, Likelihood
+from jacana.linearization import Linearization
 from jacana.networks import Examples
 from jacana.operators import Estimate
 from jacana.posteriors.observations import Observations
@@ -32,6 +33,11 @@ class State(ABC):
     @abstractmethod
     def weights(self) -> Float64[Tensor, " p"]:
         """The posterior mean δ̂."""
+
+    @property
+    def tangent(self) -> Linearization:
+        """The linearization whose Jacobian makes deviations of f of deviations of δ."""
+        return self.observations.model.lin
 
     @property
     @abstractmethod

@@ -200,7 +200,7 @@ class _PosteriorSource(Source):
 
     def sample(self, n: int, generator: torch.Generator | None) -> Float64[Tensor, "n m c"]:
         weights = self._state.sample_weights(n, generator)
-        changes = push(self._model.lin, self._x, weights - self._state.weights.unsqueeze(1))
+        changes = push(self._state.tangent, self._x, weights - self._state.weights.unsqueeze(1))
         mean = self.mean()
         return mean + changes.T.reshape(n, *mean.shape)
 

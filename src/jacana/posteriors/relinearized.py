@@ -7,22 +7,22 @@ import warnings
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral, Real
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
 from jacana.errors import InvalidOption, NotConverged, NotPositiveDefinite
-from jacana.likelihoods import Likelihood
 from jacana.posteriors.at_mode import AtMode
 from jacana.posteriors.delegated import Delegated
 from jacana.posteriors.laplace import Laplace
-from jacana.posteriors.method import Method, State
+from jacana.posteriors.method import State
 from jacana.posteriors.mode import Mode, mode_of
+from jacana.posteriors.nonlinear import Nonlinear
 from jacana.posteriors.observations import Observations
 from jacana.posteriors.relinearize import check_start, log_posterior
-from jacana.posteriors.side_choice import chosen, side_of
+from jacana.posteriors.side_choice import side_of
 from jacana.posteriors.sides import Side
 
 __all__ = ["Relinearized"]
@@ -44,7 +44,7 @@ _ROUNDING = 1e-12
 
 @final
 @dataclass(frozen=True)
-class Relinearized(Method):
+class Relinearized(Nonlinear):
     """The posterior on the way to the mode of the network itself: its mean is what the network says there.
 
         θ̂ = argmax Ψ(θ),     Ψ(θ) = log p(y | f(x; θ) / T) − ½ (θ − θ0)ᵀ S⁻¹ (θ − θ0) / T²
@@ -86,8 +86,6 @@ class Relinearized(Method):
         True
     """
 
-    exact: ClassVar[bool] = False
-
     steps: int = 10
     method: AtMode = field(default_factory=Laplace)
     rtol: float = 1e-2
@@ -103,21 +101,13 @@ class Relinearized(Method):
         if isinstance(self.rtol, bool) or not isinstance(self.rtol, Real) or not 0.0 <= float(self.rtol) < 1.0:
             raise InvalidOption(f"rtol: got {self.rtol!r}; expected zero or a number below one, e.g. 1e-2.")
 
-    @property
-    def streams(self) -> bool:
-        return self.method.streams
-
-    def check(self, likelihood: Likelihood) -> None:
-        self.method.check(likelihood)
-
-    def condition(self, observations: Observations, *, progress: bool) -> State:
-        check_start(observations.model)
-        return self.after(side_of(observations, self._side(observations), progress=progress), progress=progress)
+    def by(self, method: AtMode) -> Relinearized:
+        return replace(self, method=method)
 
     def after(self, side: Side, *, progress: bool) -> State:
         """The posterior, where the side of the first tangent is there."""
         check_start(side.observations.model)
-        method = self._side(side.observations)
+        method = self.side(side.observations)
         here, damping = _Point(side), 0.0
         start = here.value
         for _ in range(self.steps):
@@ -129,10 +119,6 @@ class Relinearized(Method):
                 break
         inner = replace(self.method, method=method).state(here.side, here.mode, progress=progress)
         return _RelinearizedState(self, side.observations, inner, progress=progress)
-
-    def _side(self, observations: Observations) -> Method:
-        """Where the algebra is done."""
-        return chosen(observations) if self.method.method is None else self.method.method
 
 
 @final

@@ -2,6 +2,8 @@
 
 from jacana.solvers import preconditioners as preconditioners
 from jacana.solvers.cg import CG as CG
+from jacana.solvers.chebyshev import Flowed as Flowed
+from jacana.solvers.chebyshev import flow as flow
 from jacana.solvers.cholesky import Cholesky as Cholesky
 from jacana.solvers.direct import Direct as Direct
 from jacana.solvers.direct import Factor as Factor

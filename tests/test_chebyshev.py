@@ -1,0 +1,114 @@
+"""The integrator of gradient flows: against closed forms, an implicit method, and hills with cliffs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import scipy.integrate
+import torch
+
+from jacana.solvers import flow
+
+DOUBLE = torch.float64
+MANY = 100_000
+
+
+def quadratic(size=40, stiffest=1e3):
+    """ψ = bᵀu − ½ uᵀΛu, and u(t)."""
+    rates = torch.logspace(-2, math.log10(stiffest), size, dtype=DOUBLE)
+    b = torch.randn(size, dtype=DOUBLE, generator=torch.Generator().manual_seed(0)) * rates.sqrt()
+
+    def slope(u):
+        return float((b * u - 0.5 * rates * u * u).sum()), b - rates * u
+
+    return slope, lambda t: b * (1.0 - torch.exp(-t * rates)) / rates
+
+
+@pytest.mark.parametrize("time", [0.01, 0.5, 30.0])
+@pytest.mark.parametrize(("rtol", "off"), [(0.1, 1e-2), (1e-3, 1e-3), (1e-6, 1e-5)])
+def test_a_quadratic_hill_is_climbed_as_its_closed_form(rtol, off, time):
+    slope, u = quadratic()
+    found = flow(slope, torch.zeros(40, dtype=DOUBLE), time, rtol=rtol, most=MANY)
+    assert found.time == time
+    assert float((found.u - u(time)).norm()) <= off * (1.0 + float(u(time).norm()))
+    assert found.value == slope(found.u)[0]
+
+
+def test_a_stiff_hill_costs_the_root_of_its_stiffness():
+    counts = [
+        flow(quadratic(stiffest=stiffest)[0], torch.zeros(40, dtype=DOUBLE), 1.0, rtol=0.1, most=MANY).evaluations
+        for stiffest in (1e2, 1e4)
+    ]
+    assert counts[1] < 20 * counts[0]  # 10 times by the root; an explicit method of fixed stages needs 100 times
+    assert counts[1] < 1_000
+
+
+def curved(u):
+    """A hill with terraces, not concave."""
+    x, y = float(u[0]), float(u[1])
+    value = -50.0 * (y - math.sin(x)) ** 2 + 2.0 * x - 0.1 * x * x
+    gap = y - math.sin(x)
+    return value, torch.tensor([100.0 * gap * math.cos(x) + 2.0 - 0.2 * x, -100.0 * gap], dtype=DOUBLE)
+
+
+@pytest.mark.parametrize("time", [0.1, 1.0, 4.0])
+def test_a_curved_ridge_is_followed_as_by_an_implicit_method(time):
+    want = scipy.integrate.solve_ivp(
+        lambda _, u: curved(torch.tensor(u))[1].numpy(), (0.0, time), np.array([0.0, 1.0]),
+        method="Radau", rtol=1e-9, atol=1e-11,
+    ).y[:, -1]  # fmt: skip
+    found = flow(curved, torch.tensor([0.0, 1.0], dtype=DOUBLE), time, rtol=1e-6, most=MANY)
+    np.testing.assert_allclose(found.u, want, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("rtol", [0.3, 0.01])
+def test_no_step_goes_down(rtol):
+    values = [
+        flow(curved, torch.tensor([0.0, 1.0], dtype=DOUBLE), time, rtol=rtol, most=MANY).value
+        for time in np.linspace(0.01, 3.0, 40)
+    ]
+    taken = []
+
+    def noted(u):
+        value, slope = curved(u)
+        taken.append(value)
+        return value, slope
+
+    found = flow(noted, torch.tensor([0.0, 1.0], dtype=DOUBLE), 3.0, rtol=rtol, most=MANY)
+    assert found.value == values[-1]
+    assert found.evaluations == len(taken)
+    assert min(values) >= curved(torch.tensor([0.0, 1.0]))[0]
+
+
+def test_beyond_a_cliff_there_is_nothing():
+    """Where ψ is not finite steps are made again shorter: √u climbs to the edge of where it is defined."""
+
+    def cliff(u):
+        x = float(u[0])
+        if x >= 1.0:
+            return -math.inf, torch.full((1,), math.nan, dtype=DOUBLE)
+        return 2.0 * x + 0.01 * math.log(1.0 - x), torch.tensor([2.0 - 0.01 / (1.0 - x)], dtype=DOUBLE)
+
+    found = flow(cliff, torch.zeros(1, dtype=DOUBLE), 5.0, rtol=0.1, most=MANY)
+    assert found.time == 5.0
+    assert float(found.u) == pytest.approx(1.0 - 0.005, abs=1e-3)
+
+
+def test_a_top_is_stayed_on_and_a_limit_is_kept():
+    slope, _ = quadratic()
+    top = flow(lambda u: (0.0, torch.zeros_like(u)), torch.ones(3, dtype=DOUBLE), 2.0, rtol=0.1, most=MANY)
+    assert torch.equal(top.u, torch.ones(3, dtype=DOUBLE))
+    assert (top.time, top.evaluations) == (2.0, 1)
+    stopped = flow(slope, torch.zeros(40, dtype=DOUBLE), 30.0, rtol=1e-3, most=50)
+    assert 0.0 < stopped.time < 30.0
+    assert 50 <= stopped.evaluations < 80
+    assert stopped.value > 0.0
+
+
+def test_a_plain_slope_is_gone_down_once():
+    """Nothing changes along it, so that one step is enough."""
+    found = flow(lambda u: (float(u.sum()), torch.ones_like(u)), torch.zeros(3, dtype=DOUBLE), 2.0, rtol=0.1, most=MANY)
+    torch.testing.assert_close(found.u, torch.full((3,), 2.0, dtype=DOUBLE))
+    assert found.steps == 1
