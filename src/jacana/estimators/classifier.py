@@ -85,8 +85,9 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         mean: ``"network"`` starts from what the network says, ``"zero"`` from nothing; ``"auto"`` from what the
             criterion prefers, told by some of the labels.
         method: None or ``"auto"`` takes ``Laplace(rtol=1e-3)``, on the side that is cheaper, with latent variances that
-            are up to a thousandth of the prior's too large; ``"laplace"`` is exact; ``"map"``, ``"variational"``,
-            ``"dirichlet"``, ``"one-hot"``, ``"last-layer"``; or an object with options.
+            are up to a thousandth of the prior's too large; ``"laplace"`` is exact; ``"flow"`` moves its mean along the
+            network's own gradient flow, :class:`GradientFlow`, the way to fine-tuning's accuracy; ``"map"``,
+            ``"variational"``, ``"dirichlet"``, ``"one-hot"``, ``"last-layer"``; or an object with options.
         predictive: how probabilities are averaged; by default :class:`Probit`.
         relinearize: the most steps to the network's own mode, :class:`Relinearized`: then the mean is what the network
             says there. None makes the log posterior worse, and they end where little more is promised.
