@@ -143,9 +143,9 @@ class TangentGP:
                 :class:`NystromFeatures` or :class:`LastLayer`; for any likelihood :class:`Laplace`, :class:`MAP`,
                 :class:`GradientFlow`, :class:`Relinearized`, :class:`StochasticMAP` or :class:`Variational`; for
                 labels also :class:`OneHotRegression` or :class:`DirichletRegression`. By default :class:`Laplace`, and
-                with Gaussian noise the smaller side is factorised: function space where the observations n·c are no more
-                than the parameters p, else weight space; the other, if that does not fit in memory, or takes over a
-                minute by count and the other less.
+                with Gaussian noise the smaller side is factorised: function space where the observations n·c are no
+                more than the parameters p, else weight space; the other, if that does not fit in memory, or takes over
+                a minute by count and the other less.
                 Where neither fits, or takes under an hour, also function space by conjugate gradients,
                 ``FunctionSpace(CG())``. What was taken is the posterior's ``method``, and why its ``reason``.
 
