@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from sklearn.base import clone
 from torch import nn
 from torch.func import functional_call, grad
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 import jacana
@@ -291,6 +293,103 @@ def test_a_flow_that_would_take_too_long_stops_and_says_so():
     assert float(nn.functional.mse_loss(post.predict(x).mean, targets("gaussian", x))) < float(before)
 
 
+@pytest.mark.parametrize("likelihood", [jacana.HeteroscedasticGaussian(), jacana.Poisson()], ids=repr)
+@pytest.mark.filterwarnings("ignore::jacana.errors.NotConverged")
+def test_a_wild_hill_ends_within_its_gradients(likelihood):
+    torch.manual_seed(1)
+    x = torch.randn(30, 2)
+    torch.manual_seed(0)
+    net = zoo.mlp(2, 8, 2)
+    y = x.sum(1, keepdim=True) if likelihood == jacana.HeteroscedasticGaussian() else torch.poisson(x.exp())
+    post = TangentGP(net, 10.0).condition(x, y, likelihood=likelihood, method=GradientFlow(max_gradients=300))
+    assert torch.isfinite(post.weights).all()
+
+
+def test_a_checkpointed_layer_is_computed_where_the_flow_is():
+    class Checkpointed(nn.Module):
+        def __init__(self, checkpointed):
+            super().__init__()
+            torch.manual_seed(0)
+            self.checkpointed = checkpointed
+            self.first, self.last = nn.Linear(2, 8), nn.Linear(8, C)
+            self.middle = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+            self.double()
+
+        def forward(self, x):
+            h = self.first(x).tanh()
+            h = checkpoint(self.middle, h, use_reentrant=False) if self.checkpointed else self.middle(h)
+            return self.last(h)
+
+    x = inputs()
+    one, two = (conditioned(std=0.7, net=Checkpointed(flag), x=x).weights for flag in (False, True))
+    torch.testing.assert_close(one, two)
+
+
+def test_a_regression_in_float32_goes_all_its_way():
+    """Its log-likelihood has few digits, and goes down by rounding near the top."""
+    torch.manual_seed(0)
+    net, x = nn.Linear(3, 2), torch.randn(200, 3)
+    y = x @ torch.randn(3, 2) + 0.1 * torch.randn(200, 2)
+    weights = [
+        TangentGP(net.to(dtype), 1.0).condition(x.to(dtype), y.to(dtype), noise_std=0.1, method=GradientFlow()).weights
+        for dtype in (torch.float32, DOUBLE)
+    ]
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=1e-3)
+
+
+def test_a_network_that_is_sure_of_every_label_stays():
+    torch.manual_seed(0)
+    net = nn.Linear(2, C).double()
+    with torch.no_grad():
+        net.weight.zero_()
+        net.bias.copy_(torch.tensor([500.0, 0.0, 0.0]))
+    post = TangentGP(net, 0.7).condition(
+        inputs(), torch.zeros(N, dtype=torch.long), likelihood=jacana.Categorical(), method=GradientFlow()
+    )
+    assert float(post.weights.abs().max()) < 1e-12
+
+
+def test_a_batch_that_the_parameters_do_not_reach_is_passed_by():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.ModuleList([nn.Linear(2, C), nn.Linear(2, C)]).double()
+
+        def forward(self, x):
+            right = x[:, 0] > 0
+            if right.all():
+                return self.experts[0](x)
+            if not right.any():
+                return self.experts[1](x)
+            return torch.where(right.unsqueeze(1), self.experts[0](x), self.experts[1](x))
+
+    torch.manual_seed(0)
+    net, x = Experts(), inputs()
+    x = x[x[:, 0].argsort()]
+
+    def weights(batch_size):
+        gp = TangentGP(jacana.linearize(net, "experts.0", batch_size=batch_size), 0.5)
+        return gp.condition(
+            x, targets("categorical", x), likelihood=jacana.Categorical(), method=GradientFlow()
+        ).weights
+
+    torch.testing.assert_close(weights(5), weights(N), rtol=1e-9, atol=1e-9)
+
+
+def test_it_flows_on_from_where_a_tangent_is():
+    net, x = network(), inputs()
+    y = targets("categorical", x)
+    gp = TangentGP(net, 0.5, temperature=T)
+    again = gp.relinearize(gp.condition(x, y, likelihood=jacana.Categorical()))
+    post = again.condition(x, y, likelihood=jacana.Categorical(), method=GradientFlow())
+    start, end = (
+        nn.utils.parameters_to_vector(one.parameters()).detach()
+        for one in (net, post.observations.model.lin.network.module)
+    )
+    torch.testing.assert_close(post.weights, (end - start) / T)
+    torch.testing.assert_close(gp.relinearize(post).linearization(x), post.predict(x).mean * T)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_in_half_precision_are_refused(dtype):
     net, x = network().to(dtype), inputs()
@@ -342,9 +441,10 @@ def test_the_classifier_learns_its_scales_as_for_the_linear_model(prior_std):
     y = targets("categorical", x)
     plain = jacana.NTKClassifier(net, prior_std=prior_std, progress=False).fit(x, y)
     clf = clone(jacana.NTKClassifier(net, method="flow", prior_std=prior_std, progress=False)).fit(x, y)
-    learned = ("prior_std_", "temperature_", "power_", "sharpness_", "log_marginal_likelihood_value_")
+    learned = ("prior_std_", "temperature_", "power_", "log_marginal_likelihood_value_")
     assert [getattr(clf, name) for name in learned] == [getattr(plain, name) for name in learned]
     assert isinstance(clf.method_, GradientFlow)
+    assert "GradientFlow" in clf.method_reason_
     gp = TangentGP(net, clf.prior_std_, temperature=clf.temperature_)
     method = GradientFlow(method=Laplace(rtol=1e-3))
     post = gp.condition(x, y, likelihood=clf.posterior_.likelihood, method=method)
@@ -355,6 +455,48 @@ def test_the_classifier_learns_its_scales_as_for_the_linear_model(prior_std):
     np.testing.assert_allclose(clf.decision_function(new), (there(new) / clf.temperature_).detach(), rtol=1e-8)
     samples = clf.sample_proba(new, 4_000)
     np.testing.assert_allclose(samples.mean(0), clf.predict_proba(new), atol=0.06)
+
+
+def noisy(n, seed=5):
+    """Labels of which a quarter are anything."""
+    x = inputs(n, seed)
+    y = targets("categorical", x)
+    wrong = torch.rand(n, generator=torch.Generator().manual_seed(seed)) < 0.25
+    return x, torch.where(wrong, torch.randint(C, (n,), generator=torch.Generator().manual_seed(seed + 1)), y)
+
+
+def test_how_sure_it_is_of_labels_is_told_by_the_half_that_it_has_not_seen():
+    net, (x, y) = network(20), noisy(60)
+    clf = jacana.NTKClassifier(net, method="flow", prior_std=2.0, temperature=1.0, progress=False).fit(x, y)
+    linear = jacana.NTKClassifier(net, prior_std=2.0, temperature=1.0, progress=False).fit(x, y)
+    new, labels = noisy(400, seed=50)
+    scores = {}
+    for name, tau in (("learned", clf.sharpness_), ("of the linear model", linear.sharpness_)):
+        likelihood = Tempered(jacana.Categorical(), clf.power_, tau)
+        post = TangentGP(net, 2.0).condition(x, y, likelihood=likelihood, method=clf.posterior_.method)
+        scores[name] = float(post.predict(new).probabilities()[torch.arange(400), labels].log().mean())
+    assert scores["learned"] > scores["of the linear model"] + 0.02
+    told = clf.predict_proba(new)[np.arange(400), labels.numpy()]
+    assert float(np.log(told).mean()) == pytest.approx(scores["learned"], abs=1e-3)
+
+
+def test_halves_do_not_depend_on_order_or_names_and_keep_copies_together():
+    net, (x, y) = network(), noisy(40)
+    x, y = torch.cat([x, x[:5]]), torch.cat([y, y[:5]])
+    order = torch.randperm(45, generator=torch.Generator().manual_seed(2))
+
+    def fitted(net, x, y):
+        return jacana.NTKClassifier(net, method="flow", prior_std=0.7, temperature=1.0, progress=False).fit(x, y)
+
+    want = fitted(net, x, y)
+    assert want.sharpness_ != 1.0
+    assert fitted(net, x[order], y[order]).sharpness_ == pytest.approx(want.sharpness_, rel=1e-3)
+    turned = copy.deepcopy(net)
+    last = turned[-1]
+    with torch.no_grad():
+        last.weight.copy_(last.weight[[2, 0, 1]])
+        last.bias.copy_(last.bias[[2, 0, 1]])
+    assert fitted(turned, x, (y + 1) % C).sharpness_ == pytest.approx(want.sharpness_, rel=1e-3)
 
 
 def test_the_classifier_refuses_what_cannot_flow():

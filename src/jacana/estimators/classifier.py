@@ -19,7 +19,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 from jacana.errors import InvalidOption
 from jacana.estimators.columns import check_columns, remember_columns
 from jacana.estimators.labels import Labels
-from jacana.evidence import left_out, maximize_evidence
+from jacana.evidence import held_out, left_out, maximize_evidence
 from jacana.likelihoods import Tempered
 from jacana.linearization import linearize
 from jacana.networks import Examples, Selection
@@ -277,7 +277,8 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 rough = words | {"power": None, "sharpness": None, "most": _FEW}
                 rough |= {"prior_std": "shared"} if prior == "layers" else {}
                 models = [max(models, key=lambda gp: left_out(gp, examples, labels.targets, **rough).score)]
-            return left_out(models[0], examples, labels.targets, **words).condition(examples, labels.targets, method)
+            found = left_out(models[0], examples, labels.targets, **words).condition(examples, labels.targets, method)
+            return found if own or point else held_out(found, progress=self.progress)
         learned = [maximize_evidence(gp, examples, labels.targets, **words)[0] for gp in models]
 
         def conditioned(gp: TangentGP, method: Method) -> Posterior:

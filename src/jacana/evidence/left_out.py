@@ -9,11 +9,12 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from scipy.optimize import minimize, minimize_scalar
+from scipy.optimize import minimize
 
 from jacana.errors import InvalidOption, NotPositiveDefinite
 from jacana.evidence.approximate import approximate
 from jacana.evidence.scaled import asked_for, scaled, with_temperature
+from jacana.evidence.sharpest import sharpest
 from jacana.evidence.surface import Asked, Surface, Vector
 from jacana.likelihoods import (
     Bernoulli,
@@ -43,11 +44,6 @@ __all__ = ["LeftOut", "left_out", "maximize_leave_one_out"]
 _SIZES = (0.1, 0.5, 1.5, 4.0, 12.0)
 _TEMPERATURES = (0.7, 1.5)
 _POWERS = (1.0, 10.0, 100.0)
-_SHARPNESS_SPREAD = 1.0
-"""Of log τ: what is said of new labels is about as sure as the posterior."""
-
-_SHARPEST = 20.0
-
 _FEW = 1_500
 """Function values that tell how the scales of layers compare."""
 
@@ -144,7 +140,8 @@ class LeftOut:
         if not isinstance(at_mode, Laplace) or at_mode.method is not None or self.side is None:
             return self.gp.condition(x, y, likelihood=self.likelihood, method=method)
         inner = FunctionSpace() if isinstance(self.side, KernelSide) else WeightSpace()
-        reason = f"the Laplace approximation, by {type(inner).__name__} as the scales were learned"
+        own = type(method).__name__ + ", with " if isinstance(method, Nonlinear) else ""
+        reason = f"{own}the Laplace approximation, by {type(inner).__name__} as the scales were learned"
         at_mode = replace(at_mode, method=inner)
         taken = method.by(at_mode) if isinstance(method, Nonlinear) else at_mode
         return Posterior(taken, taken.after(self.side, progress=self.gp.progress), reason)
@@ -193,7 +190,9 @@ def left_out(
         base = scaled(base, scales, layers=False) if asked.scales else base
         base = with_temperature(base, found)
         if sharpens:
-            tau, gain = _sharpest(surface, point)
+            here, mode = surface.mode(point)
+            data = here.observations
+            tau, gain = sharpest(cavity_of(mode, data), data.likelihood, data.targets)
             score += gain
         if learns or sharpens:
             held = Tempered(likelihood, w * surface.power(point), tau)
@@ -229,20 +228,3 @@ def _search(surface: Surface) -> tuple[Vector, float]:
         options={"initial_simplex": simplex, "xatol": 0.05, "fatol": 0.01, "maxfev": 25 * len(best)},
     )  # fmt: skip
     return surface.clipped(found.x), -float(found.fun)
-
-
-def _sharpest(surface: Surface, point: Vector) -> tuple[float, float]:
-    """The τ there, and the nats that it gains."""
-    side, mode = surface.mode(point)
-    data = side.observations
-    cavity = cavity_of(mode, data)
-
-    def objective(log_tau: float) -> float:
-        likelihood = Tempered(data.likelihood, 1.0, math.exp(log_tau))
-        probability = float(cavity.log_probability(likelihood, data.targets).sum())
-        return 0.5 * (log_tau / _SHARPNESS_SPREAD) ** 2 - probability
-
-    most = math.log(_SHARPEST)
-    found = minimize_scalar(objective, bounds=(-most, most), method="bounded", options={"xatol": 1e-3})
-    gain = objective(0.0) - float(found.fun)
-    return (math.exp(float(found.x)), gain) if gain > 0.0 else (1.0, 0.0)

@@ -56,6 +56,11 @@ class Posterior:
         return self._state.observations
 
     @property
+    def state(self) -> State:
+        """What its method has computed."""
+        return self._state
+
+    @property
     def n_examples(self) -> int:
         """How many examples it was conditioned on."""
         return self._state.observations.n
@@ -150,6 +155,8 @@ class Posterior:
 
     def sample_weights(self, n: int = 1, generator: torch.Generator | None = None) -> Float64[Tensor, "p n"]:
         """Samples of the weight change δ: each makes a function m(x) + J(x) δ_s, at any x, by one jvp.
+
+        By :class:`GradientFlow` what the network says and J(x) (δ_s − δ̂), with the tangent where it started.
 
         Raises:
             InvalidOption: ``n`` not a positive whole number.

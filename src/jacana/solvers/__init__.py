@@ -1,8 +1,9 @@
-"""Solvers: factor once and solve many times, or iterate to a stated tolerance; one file a method."""
+"""Solvers: factor once and solve many times, iterate to a stated tolerance, or follow a slope; one file a method."""
 
 from jacana.solvers import preconditioners as preconditioners
 from jacana.solvers.cg import CG as CG
 from jacana.solvers.chebyshev import Flowed as Flowed
+from jacana.solvers.chebyshev import Height as Height
 from jacana.solvers.chebyshev import flow as flow
 from jacana.solvers.cholesky import Cholesky as Cholesky
 from jacana.solvers.direct import Direct as Direct

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from functools import cached_property
+from typing import NamedTuple, final
 
 from jaxtyping import Float64
 from torch import Tensor
 from tqdm.auto import tqdm
 
-__all__ = ["Flowed", "flow"]
+__all__ = ["Flowed", "Height", "flow"]
 
 _DAMPING = 2.0 / 13.0
 _SAFETY = 0.8
@@ -35,8 +36,28 @@ _SHORTEST = 1e-12
 
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
 
-Slope = Callable[[Float64[Tensor, " q"]], tuple[float, Float64[Tensor, " q"]]]
-"""Of u: a value ψ(u), −∞ where there is none, and its gradient."""
+_STAGES = 100
+"""The most of one step."""
+
+_STILL = 1e-3
+"""Of the error of a step: where all that is left would move less, nothing is left."""
+
+
+class Height(NamedTuple):
+    """A point of a hill.
+
+    Attributes:
+        value: ψ(u); −∞ where there is none.
+        slope: ∇ψ(u).
+        rounding: what of ψ may be.
+    """
+
+    value: float
+    slope: Float64[Tensor, " q"]
+    rounding: float = 0.0
+
+
+Slope = Callable[[Float64[Tensor, " q"]], Height]
 
 
 @final
@@ -70,43 +91,58 @@ def flow(
     is made again shorter.
 
     Args:
-        slope: ψ and ∇ψ.
+        slope: ψ and ∇ψ at u.
         start: u at time zero.
         time: for how long.
         rtol: error of a step.
-        most: evaluations after which no further step is begun.
+        most: evaluations of ∇ψ, after which it stops.
         progress: show a bar.
 
     References:
         Sommeijer, Shampine, Verwer 1998, RKC: an explicit solver for parabolic PDEs, equations 2.2 to 2.9.
     """
-    field = _Field(slope)
+    field = _Field(slope, most)
     here = field(start)
-    if not math.isfinite(here.value) or not bool(here.slope.any()):
+    if not math.isfinite(here.value) or not here.speed > 0.0:
         return Flowed(start, here.value, time, 0, field.evaluations)
     stiffness = max(field.stiffness(here) for _ in range(_PROBES))
     now, length, steps = 0.0, 1.0 / stiffness if stiffness > 0.0 else time, 0
     bar = tqdm(total=1.0, desc="flow", delay=1.0, leave=False, disable=not progress, bar_format=_BAR)
-    while now < time and field.evaluations < most:
-        length = min(length, time - now)
+    while now < time and field.left > 1:
+        tolerance = rtol * (1.0 + here.size)
+        if here.speed * (time - now) <= _STILL * tolerance:
+            now = time
+            break
+        length = min(length, time - now, _reach(min(_STAGES, field.left), _MARGIN * stiffness))
         there, error, seen = field.step(here, length, _MARGIN * stiffness)
-        error /= rtol * (1.0 + max(float(here.u.norm()), float(there.u.norm())))
+        error /= tolerance
         factor = min(_GROWTH, max(_SHRINK, _SAFETY * error ** (-1.0 / 3.0))) if error > 0.0 else _GROWTH
-        stiffness = max(seen, stiffness)
-        if error <= 1.0 and there.value >= here.value - _ROUNDING * (1.0 + abs(here.value)):
+        if error <= 1.0 and there.value >= here.value - here.rounding - there.rounding:
             last = length >= time - now
             here, now, steps = there, time if last else now + length, steps + 1
-            if not last and steps % _EVERY == 0:
+            stiffness = max(seen, stiffness)
+            if not last and steps % _EVERY == 0 and field.left > 1:
                 stiffness = field.stiffness(here)
         elif length <= _SHORTEST * time:
             break
         else:
-            factor = min(factor, 0.5) if math.isfinite(error) else _SHRINK
+            factor = min(factor, 0.5)
+            stiffness = max(stiffness, field.stiffness(here)) if field.left > 1 else stiffness
         length *= factor
         bar.set_postfix_str(f"{field.evaluations} gradients", refresh=False)
         bar.update(now / time - bar.n)
     bar.close()
     return Flowed(here.u, here.value, now, steps, field.evaluations)
+
+
+def _stages(length: float, stiffness: float) -> int:
+    """So many are stable."""
+    return max(2, math.ceil(math.sqrt(1.0 + 1.54 * length * stiffness)))
+
+
+def _reach(stages: int, stiffness: float) -> float:
+    """How far so many are."""
+    return (max(2, stages - 1) ** 2 - 1.0) / (1.54 * stiffness) if stiffness > 0.0 else math.inf
 
 
 @final
@@ -117,45 +153,69 @@ class _Point:
     u: Float64[Tensor, " q"]
     value: float
     slope: Float64[Tensor, " q"]
+    rounding: float
+
+    @cached_property
+    def size(self) -> float:
+        """‖u‖."""
+        return float(self.u.norm())
+
+    @cached_property
+    def speed(self) -> float:
+        """‖∇ψ‖; zero where it underflows."""
+        return float(self.slope.norm())
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is such a point of the hill."""
+        return math.isfinite(self.value) and math.isfinite(self.speed)
 
 
 @final
 class _Field:
     """∇ψ, counted."""
 
-    def __init__(self, slope: Slope) -> None:
-        self._slope, self.evaluations = slope, 0
+    def __init__(self, slope: Slope, most: int) -> None:
+        self._slope, self._most, self.evaluations = slope, most, 0
         self._stiffest: Tensor | None = None
+
+    @property
+    def left(self) -> int:
+        """Evaluations that may still be made."""
+        return self._most - self.evaluations
 
     def __call__(self, u: Float64[Tensor, " q"]) -> _Point:
         self.evaluations += 1
-        return _Point(u, *self._slope(u))
+        found = self._slope(u)
+        return _Point(u, found.value, found.slope, found.rounding + _ROUNDING * (1.0 + abs(found.value)))
 
     def stiffness(self, here: _Point) -> float:
         """How fast the gradient changes where it changes fastest, by one more power of differences."""
         direction = here.slope if self._stiffest is None else self._stiffest
-        size = _PROBE * (1.0 + float(here.u.norm()))
-        change = self(here.u + size / float(direction.norm()) * direction).slope - here.slope
-        found = float(change.norm()) / size
-        if not 0.0 < found < math.inf:
-            return 0.0 if found == 0.0 else 1.0 / size
-        self._stiffest = change
+        length, size = float(direction.norm()), _PROBE * (1.0 + here.size)
+        if not length > 0.0:
+            return 0.0
+        near = self(here.u + size / length * direction)
+        found = float((near.slope - here.slope).norm()) / size
+        if not near.exists or not math.isfinite(found):
+            return 1.0 / size
+        if found > 0.0:
+            self._stiffest = near.slope - here.slope
         return found
 
     def step(self, here: _Point, h: float, stiffness: float) -> tuple[_Point, float, float]:
         """The point a time h later, what it may be wrong by, and how stiff it was on the way."""
-        # 2.2: stability up to 0.653 s² + ..., with the damping of 2/13
-        stages = max(2, math.ceil(math.sqrt(1.0 + 1.54 * h * stiffness)))
-        first, terms = _coefficients(stages)
-        before, point, seen = here, self(here.u + first * h * here.slope), 0.0
+        first, terms = _coefficients(_stages(h, stiffness))
+        before, point = here, self(here.u + first * h * here.slope)
         seen = _ratio(here, point)
         for mu, nu, gain, back in terms:
+            if not point.exists:
+                return point, math.inf, 0.0
             u = (1.0 - mu - nu) * here.u + mu * point.u + nu * before.u + h * (gain * point.slope + back * here.slope)
             before, point = point, self(u)
             seen = max(seen, _ratio(before, point))
-        error = 0.8 * (here.u - point.u) + 0.4 * h * (here.slope + point.slope)
-        wrong = float(error.norm())
-        return point, wrong if math.isfinite(wrong) and math.isfinite(point.value) else math.inf, seen
+        wrong = float((0.8 * (here.u - point.u) + 0.4 * h * (here.slope + point.slope)).norm())
+        return point, wrong if math.isfinite(wrong) and point.exists else math.inf, seen
 
 
 def _ratio(one: _Point, two: _Point) -> float:
