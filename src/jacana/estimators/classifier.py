@@ -106,7 +106,7 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         method_, method_reason_: the method that was taken, and one sentence that says why.
         prior_std_, temperature_, mean_: learned or given.
         power_, sharpness_: what each label is worth, and how sure what is said of new ones is made, see
-            :class:`Tempered`; one where they were not learned.
+            :class:`Tempered`; one where they were not learned. After a flow the second is of two halves of the labels.
         log_marginal_likelihood_value_: log p(y) at these, by the method's approximation, each label counted as
             ``power_``: fits with different powers cannot be compared by it. None where the method has none.
         n_features_in_: columns of a two-dimensional X.

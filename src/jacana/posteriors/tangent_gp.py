@@ -177,7 +177,7 @@ class TangentGP:
         − ½ (θ − θ0)ᵀ S⁻¹ (θ − θ0) / T², on the data of ``post``; it is cut until Ψ is not below where it was: no step
         makes it worse. Condition the process on the same data again: its posterior is that of the tangent at the
         new point. Costs a few passes of the data through the network. :class:`Relinearized` goes on to the
-        network's own mode, and makes the posterior there.
+        network's own mode, and makes the posterior there. After :class:`GradientFlow` it is where that ended.
 
         Args:
             post: a posterior of this process, or of one with another prior, which then goes on.
