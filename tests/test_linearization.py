@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import threading
 from collections.abc import Mapping
 
@@ -497,3 +498,21 @@ def test_products_with_few_and_many_columns_are_those_of_the_jacobian(k):
     torch.testing.assert_close(pull(lin, x, cotangents), jacobian.T @ cotangents, rtol=1e-10, atol=1e-10)
     formed = torch.cat([block.formed().push(tangents, lin.network.sizes) for block in lin.blocks(x)])
     torch.testing.assert_close(formed, jacobian @ tangents, rtol=1e-10, atol=1e-10)
+
+
+def test_nothing_of_it_stays_when_it_is_gone():
+    """Graphs that were looked at would hold themselves: an output that its node has saved."""
+
+    def tensors():
+        gc.collect()
+        return sum(issubclass(type(it), torch.Tensor) for it in gc.get_objects())  # no attribute of any is touched
+
+    net, x = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 3)), torch.randn(4, 2)
+    counts = []
+    for _ in range(4):
+        lin = jacana.linearize(net)
+        lin.jvp(x, torch.ones(lin.n_parameters))
+        jacana.gram(lin, x)
+        del lin
+        counts.append(tensors())
+    assert counts[-1] == counts[1]

@@ -68,20 +68,24 @@ def graph_bytes(network: Network, few: Examples, *, written_out: bool = False, d
     """
     own = {value.untyped_storage().data_ptr() for value in network.values}
     kept: dict[int, int] = {}
+    saved: list[Tensor] = []  # and not in the graph, where an output and its node would hold each other for good
 
-    def count(tensor: Tensor) -> Tensor:
+    def count(tensor: Tensor) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        saved.append(tensor)
+        return len(saved) - 1
 
     try:
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(count, saved.__getitem__):
             graph = Doubled(network, few, written_out=written_out)
             if doubled:
                 graph.double()
     except Exception:  # noqa: BLE001 - torch.func inside the network does not go with hooks
         return None
+    finally:
+        saved.clear()
     return sum(kept.values()) // len(few)
 
 
