@@ -264,18 +264,9 @@ def test_it_works_where_gradients_are_switched_off(mode):
 
 
 def test_a_network_that_fails_on_the_way_is_left_where_it_works():
-    class Correlated(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a = nn.Parameter(torch.tensor([1.0, 0.0, 1.0], dtype=DOUBLE))
-            self.last = nn.Linear(2, 1).double()
-
-        def forward(self, x):
-            return self.last(x @ torch.linalg.cholesky(torch.stack([self.a[:2], self.a[1:]])))
-
     torch.manual_seed(0)
     x = inputs()
-    post = TangentGP(Correlated(), 1.0).condition(
+    post = TangentGP(zoo.Correlated(), 1.0).condition(
         x, 20.0 * x.prod(1, keepdim=True), noise_std=1.0, method=GradientFlow()
     )
     assert torch.isfinite(post.predict(x).mean).all()

@@ -369,19 +369,10 @@ def test_the_unit_of_the_targets_does_not_matter():
 
 
 def test_a_network_that_fails_on_the_way_is_tried_closer():
-    class Correlated(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a = nn.Parameter(torch.tensor([1.0, 0.0, 1.0], dtype=DOUBLE))
-            self.last = nn.Linear(2, 1).double()
-
-        def forward(self, x):
-            return self.last(x @ torch.linalg.cholesky(torch.stack([self.a[:2], self.a[1:]])))
-
     torch.manual_seed(0)
     x = inputs()
     y = 20.0 * x.prod(1, keepdim=True)
-    post = TangentGP(Correlated(), 10.0).condition(x, y, noise_std=0.1, method=Relinearized())
+    post = TangentGP(zoo.Correlated(), 10.0).condition(x, y, noise_std=0.1, method=Relinearized())
     assert torch.isfinite(post.predict(x).mean).all()
     assert float(post.weights.norm()) > 0.1
 

@@ -731,3 +731,15 @@ BY_NAME = {case.name: case for case in CASES}
 
 def named(names: Iterable[str]) -> list[Case]:
     return [BY_NAME[name] for name in names]
+
+
+class Correlated(nn.Module):
+    """Works only where a matrix of its weights is positive definite."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64))
+        self.last = nn.Linear(2, 1).double()
+
+    def forward(self, x):
+        return self.last(x @ torch.linalg.cholesky(torch.stack([self.a[:2], self.a[1:]])))

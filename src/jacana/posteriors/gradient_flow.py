@@ -52,8 +52,9 @@ class GradientFlow(Nonlinear):
     says.
 
     No step makes the log-likelihood less, up to rounding. Costs ``method``, and a gradient of all data for each stage
-    of a step: ten or so where they say little, else in proportion to the root of the largest λ, tens to hundreds. In
-    float32, under a prior so wide that small changes grow on the way, rounding decides where it ends.
+    of a step: ten or so where they say little, else in proportion to the root of the largest λ, tens to hundreds, and
+    thousands for a network that was never trained. In float32, under a prior so wide that small changes grow on the
+    way, rounding decides where it ends.
 
     Args:
         time: t, in units of the prior's variance.
