@@ -106,6 +106,32 @@ def test_a_top_is_stayed_on_and_a_limit_is_kept():
     assert stopped.value > 0.0
 
 
+def test_where_there_is_enough_it_ends():
+    slope, u = quadratic()
+    enough = 0.9 * slope(u(30.0)).value
+    whole = flow(slope, torch.zeros(40, dtype=DOUBLE), 30.0, rtol=1e-3, most=MANY)
+    found = flow(slope, torch.zeros(40, dtype=DOUBLE), 30.0, rtol=1e-3, most=MANY, enough=enough)
+    assert found.time == 30.0
+    assert enough <= found.value < whole.value
+    assert found.evaluations < whole.evaluations
+
+
+def test_the_stiffness_is_that_of_where_it_is():
+    """A thousandth of the way to the top the gradient is another one; and the hill is less stiff the higher it is."""
+    J = 300.0 * torch.randn(20, 40, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+    signs = 2.0 * (torch.arange(20) % 2) - 1.0
+
+    def sure(u):
+        margin = signs * (J @ u)
+        value = float(torch.nn.functional.logsigmoid(margin).sum())
+        return Height(value, J.T @ (signs * (-margin).sigmoid()), 1e-6 * abs(value))
+
+    found = flow(sure, torch.zeros(40, dtype=DOUBLE), 0.5, rtol=0.1, most=MANY)
+    assert found.time == 0.5
+    assert -1e-3 < found.value < 0.0
+    assert found.evaluations < 400  # 861 where stiffness is measured by a change of a fixed length
+
+
 def test_a_plain_slope_is_gone_down_once():
     """Nothing changes along it, so that one step is enough."""
     found = flow(

@@ -284,6 +284,30 @@ def test_a_flow_that_would_take_too_long_stops_and_says_so():
     assert float(nn.functional.mse_loss(post.predict(x).mean, targets("gaussian", x))) < float(before)
 
 
+@pytest.mark.parametrize("likelihood", [jacana.Categorical(), Tempered(jacana.Categorical(), 2.0)], ids=repr)
+def test_where_a_nat_is_left_there_is_nothing_to_flow_for(likelihood):
+    """Labels that a wide prior lets the network know by heart, which takes for ever."""
+    net, x = network(30), inputs()
+    y = targets("categorical", x)
+    post = TangentGP(net, 30.0).condition(x, y, likelihood=likelihood, method=GradientFlow())
+    unsaid = -float(likelihood.log_prob(post.predict(x).mean, y).sum())
+    assert 0.05 < unsaid <= 1.0
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_network_that_was_never_trained_flows_to_its_end(seed, dtype):
+    """Under a prior as wide as labels choose for one; it warns where it does not, and warnings are errors here."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Conv1d(2, 8, 5), nn.GroupNorm(2, 8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3)).to(dtype)
+    y = torch.arange(60) % 3
+    waves = torch.outer(2.0 * y + 2.0, torch.linspace(0.0, 6.0, 20)) + 6.0 * torch.rand(60, 1)
+    x = (torch.stack([waves.sin(), waves.cos()], 1) + 0.3 * torch.randn(60, 2, 20)).to(dtype)
+    method = GradientFlow(max_gradients=200)  # of which it takes up to 70
+    post = TangentGP(net, 30.0).condition(x, y, likelihood=jacana.Categorical(), method=method)
+    assert float((post.predict(x).mean.argmax(1) == y).double().mean()) == 1.0
+
+
 @pytest.mark.parametrize("likelihood", [jacana.HeteroscedasticGaussian(), jacana.Poisson()], ids=repr)
 @pytest.mark.filterwarnings("ignore::jacana.errors.NotConverged")
 def test_a_wild_hill_ends_within_its_gradients(likelihood):

@@ -114,6 +114,42 @@ def test_gradient_is_that_of_the_log_probability(likelihood, c, outcomes):
 
 
 @LIKELIHOODS
+def test_the_saturated_model_is_the_best_there_is(likelihood, c, outcomes):
+    y = drawn(likelihood, values(c), outcomes)
+    most = likelihood.saturated(y)
+    assert most.dtype == DOUBLE
+    if isinstance(plain(likelihood), jacana.HeteroscedasticGaussian):  # a variance of zero
+        assert bool((most == math.inf).all())
+        return
+    assert bool((likelihood.log_prob(values(c), y) < most).all())
+    f = torch.zeros(4, c, dtype=DOUBLE)
+    for step in range(100):  # of Newton's method, cut, for the best f may be infinite
+        damped = likelihood.curvature(f) + (1e-9 + 0.5**step) * torch.eye(c, dtype=DOUBLE)
+        f = f + torch.linalg.solve(damped, likelihood.gradient(f, y)).clamp(-0.5, 0.5)
+    missing = most - likelihood.log_prob(f, y)
+    assert float(missing.min()) > -1e-12
+    assert float(missing.max()) < 1e-6
+
+
+def test_what_weighs_nothing_has_nothing_to_gain():
+    """Also where nobody knows how much that would be."""
+
+    class Own(jacana.Likelihood):
+        def log_prob(self, f, y):
+            return f.sum(1)
+
+        def gradient(self, f, y):
+            return torch.ones_like(f)
+
+        def curvature(self, f):
+            return torch.zeros(len(f), f.shape[1], f.shape[1])
+
+    y = torch.zeros(2, 1, dtype=DOUBLE)
+    assert Own().saturated(y).tolist() == [math.inf, math.inf]
+    assert jacana.Weighted(Own(), [0.0, 2.0]).saturated(y).tolist() == [0.0, math.inf]
+
+
+@LIKELIHOODS
 def test_curvature_is_the_expected_square_of_the_gradient(likelihood, c, outcomes):
     f = values(c)
     want = []

@@ -53,6 +53,9 @@ class Bernoulli(Likelihood):
     def curvature_root(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c c"]:
         return torch.diag_embed((f.sigmoid() * (-f).sigmoid()).sqrt())
 
+    def saturated(self, y: Float[Tensor, "n c"]) -> Float64[Tensor, " n"]:
+        return torch.zeros(len(y), dtype=torch.float64, device=y.device)
+
     @property
     def by_output(self) -> bool:
         return True

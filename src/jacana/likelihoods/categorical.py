@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from jacana.errors import InvalidData, InvalidOption
@@ -80,6 +80,9 @@ class Categorical(Likelihood):
         across = (pi / (1.0 + top)).scatter(1, likely, top)
         full = -across.unsqueeze(2) * rest.unsqueeze(1)
         return full.scatter_add_(1, others.unsqueeze(1), rest.unsqueeze(1))
+
+    def saturated(self, y: Int64[Tensor, " n"]) -> Float64[Tensor, " n"]:
+        return torch.zeros(len(y), dtype=torch.float64, device=y.device)
 
     def sample(self, f: Float[Tensor, "n c"], generator: torch.Generator | None = None) -> Int64[Tensor, " n"]:
         return torch.multinomial(beside(f, generator).softmax(1), 1, generator=generator).squeeze(1).to(f.device)

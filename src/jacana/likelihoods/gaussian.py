@@ -75,6 +75,10 @@ class Gaussian(Likelihood):
     def curvature_root(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c c"]:
         return torch.diag_embed(self._precisions(f).sqrt())
 
+    def saturated(self, y: Float[Tensor, "n c"]) -> Float64[Tensor, " n"]:
+        y = y.to(torch.float64)
+        return self.log_prob(y, y)
+
     @property
     def by_output(self) -> bool:
         return self.noise_std.ndim == 0

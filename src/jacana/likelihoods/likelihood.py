@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -68,6 +69,16 @@ class Likelihood(ABC):
                 "a Fisher matrix needs the expected curvature, which has none."
             )
         return vectors * values.clamp(min=0.0).sqrt().unsqueeze(1)
+
+    def saturated(self, y: Shaped[Tensor, "n ..."]) -> Float64[Tensor, " n"]:
+        """Sup over f of log p(yᵢ | f) of each example, for ``y`` as :meth:`targets` returns it; here ∞: not known.
+
+        That of the saturated model: the deviance of f is twice what log p(yᵢ | f) lacks of it.
+
+        References:
+            McCullagh, Nelder 1989, Generalized linear models, section 2.3.
+        """
+        return torch.full((len(y),), math.inf, dtype=torch.float64, device=y.device)
 
     @property
     def by_output(self) -> bool:

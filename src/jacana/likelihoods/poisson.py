@@ -48,6 +48,10 @@ class Poisson(Likelihood):
     def curvature_root(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c c"]:
         return torch.diag_embed((0.5 * f).exp())
 
+    def saturated(self, y: Float[Tensor, "n c"]) -> Float64[Tensor, " n"]:
+        counts = y.to(torch.float64)
+        return (torch.xlogy(counts, counts) - counts - torch.lgamma(counts + 1.0)).sum(1)
+
     @property
     def by_output(self) -> bool:
         return True

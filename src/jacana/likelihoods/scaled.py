@@ -53,6 +53,10 @@ class Scaled(Likelihood):
     def curvature_root(self, f: Float[Tensor, "n c"]) -> Float[Tensor, "n c r"]:
         return self.scale(self.likelihood.curvature_root(f), root=True)
 
+    @final
+    def saturated(self, y: Shaped[Tensor, "n ..."]) -> Float64[Tensor, " n"]:
+        return self.scale(self.likelihood.saturated(y))
+
     @property
     @final
     def by_output(self) -> bool:

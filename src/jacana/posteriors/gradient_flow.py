@@ -29,6 +29,9 @@ from jacana.solvers import Height, flow
 
 __all__ = ["GradientFlow", "GradientFlowState"]
 
+_UNSAID = 1.0
+"""Nats that all observations together might still gain where the flow has nothing more to learn from them."""
+
 _ROUNDINGS = 16.0
 """Of an output, in eps: what the passes of a deep network may lose."""
 
@@ -51,13 +54,14 @@ class GradientFlow(Nonlinear):
     :class:`NTKClassifier` learns by how much. Samples are deviations of the tangent, J (δ_s − δ̂), from what the network
     says.
 
-    No step makes the log-likelihood less, up to rounding. Costs ``method``, and a gradient of all data for each stage
-    of a step: ten or so where they say little, else in proportion to the root of the largest λ, tens to hundreds, and
-    thousands for a network that was never trained. In float32, under a prior so wide that small changes grow on the
-    way, rounding decides where it ends.
+    No step makes the log-likelihood less, up to rounding. It ends before t where all data together could gain no more
+    than one nat: to know the labels of a wide prior by heart takes for ever and teaches nothing. Costs ``method``, and
+    a gradient of all data for each stage of a step: ten or so where they say little, else in proportion to the root of
+    the largest λ, tens to hundreds. In float32, under a prior so wide that small changes grow on the way, rounding
+    decides where it ends.
 
     Args:
-        time: t, in units of the prior's variance.
+        time: t, in units of the prior's variance; at most so long.
         method: whose uncertainty it has, :class:`Laplace`, or :class:`MAP` for none.
         rtol: error that one step may make, relative to 1 + ‖S^−½ δ‖; that of all together is about as large.
         max_gradients: after so many it stops early.
@@ -122,7 +126,8 @@ class GradientFlow(Nonlinear):
         rtol, most = float(self.rtol), self.max_gradients
         with differentiable():
             hill = _Hill(observations)
-            found = flow(hill, hill.start, float(self.time), rtol=rtol, most=most, progress=progress)
+            enough = hill.top - _UNSAID
+            found = flow(hill, hill.start, float(self.time), rtol=rtol, most=most, enough=enough, progress=progress)
         if found.time < self.time:
             why = "no step of any length goes up from there; take the network in float64, or a smaller prior_std"
             if found.evaluations >= self.max_gradients - 1:
@@ -147,6 +152,7 @@ class _Hill:
         self._data, model = observations, observations.model
         self._std = model.prior.vector(model.lin.device)
         self.start = torch.zeros_like(self._std)
+        self.top = float(observations.likelihood.saturated(observations.targets).sum())
         self._values = model.lin.network.values
         self._network = model.lin.network.moved(self.start)  # checkpoints compute anew with what the network has then
 

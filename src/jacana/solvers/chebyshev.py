@@ -24,6 +24,9 @@ _MARGIN = 1.25
 _PROBE = 1e-2
 """How far a probe of the stiffness goes, relative to 1 + ‖u‖."""
 
+_ROUNDINGS = 10.0
+"""By how many of its roundings a probe may change ψ: far less than one where the gradient is not a straight line."""
+
 _PROBES = 3
 """At first."""
 
@@ -81,7 +84,14 @@ class Flowed:
 
 
 def flow(
-    slope: Slope, start: Float64[Tensor, " q"], time: float, *, rtol: float, most: int, progress: bool = False
+    slope: Slope,
+    start: Float64[Tensor, " q"],
+    time: float,
+    *,
+    rtol: float,
+    most: int,
+    enough: float = math.inf,
+    progress: bool = False,
 ) -> Flowed:
     """Solve u' = ∇ψ(u), u(0) = start, up to a time.
 
@@ -96,6 +106,7 @@ def flow(
         time: for how long.
         rtol: error of a step.
         most: evaluations of ∇ψ, after which it stops.
+        enough: ψ from where there is nothing to flow for.
         progress: show a bar.
 
     References:
@@ -110,7 +121,7 @@ def flow(
     bar = tqdm(total=1.0, desc="flow", delay=1.0, leave=False, disable=not progress, bar_format=_BAR)
     while now < time and field.left > 1:
         tolerance = rtol * (1.0 + here.size)
-        if here.speed * (time - now) <= _STILL * tolerance:
+        if here.value >= enough or here.speed * (time - now) <= _STILL * tolerance:
             now = time
             break
         length = min(length, time - now, _reach(min(_STAGES, field.left), _MARGIN * stiffness))
@@ -178,6 +189,7 @@ class _Field:
     def __init__(self, slope: Slope, most: int) -> None:
         self._slope, self._most, self.evaluations = slope, most, 0
         self._stiffest: Tensor | None = None
+        self._stiffness = 0.0
 
     @property
     def left(self) -> int:
@@ -192,7 +204,10 @@ class _Field:
     def stiffness(self, here: _Point) -> float:
         """How fast the gradient changes where it changes fastest, by one more power of differences."""
         direction = here.slope if self._stiffest is None else self._stiffest
-        length, size = float(direction.norm()), _PROBE * (1.0 + here.size)
+        size = _PROBE * (1.0 + here.size)
+        if self._stiffness > 0.0:
+            size = min(size, math.sqrt(2.0 * _ROUNDINGS * here.rounding / self._stiffness))
+        length = float(direction.norm())
         if not length > 0.0:
             return 0.0
         near = self(here.u + size / length * direction)
@@ -200,7 +215,7 @@ class _Field:
         if not near.exists or not math.isfinite(found):
             return 1.0 / size
         if found > 0.0:
-            self._stiffest = near.slope - here.slope
+            self._stiffest, self._stiffness = near.slope - here.slope, found
         return found
 
     def step(self, here: _Point, h: float, stiffness: float) -> tuple[_Point, float, float]:
