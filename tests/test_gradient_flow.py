@@ -173,8 +173,20 @@ def test_a_point_is_the_network_and_nothing_else():
     post, x = conditioned(method=GradientFlow(method=MAP())), inputs(4, seed=5)
     there = post.observations.model.lin.network.module
     torch.testing.assert_close(post.predict(x).probabilities(), (there(x) / T).softmax(1).detach())
+    for what in ("variance", "covariance"):
+        with pytest.raises(InvalidOption, match=r"MAP\(\) is a point"):
+            _ = getattr(post.predict(x), what)
     with pytest.raises(InvalidOption, match=r"MAP\(\) is a point"):
-        _ = post.predict(x).variance
+        _ = post.log_evidence
+
+
+def test_a_point_needs_no_kernel(monkeypatch):
+    x = inputs()
+    monkeypatch.setattr("jacana.posteriors.nonlinear.side_of", None)
+    more = conditioned(method=GradientFlow(method=MAP()), x=x[:12]).condition(x[12:], targets("categorical", x)[12:])
+    monkeypatch.undo()
+    want = conditioned(method=GradientFlow(), x=x)
+    torch.testing.assert_close(more.weights, want.weights, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["categorical", "gaussian"])

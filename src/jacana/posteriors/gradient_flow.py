@@ -7,7 +7,7 @@ import math
 import warnings
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float64
@@ -20,9 +20,11 @@ from jacana.networks import differentiable
 from jacana.posteriors.at_mode import AtMode
 from jacana.posteriors.delegated import Delegated
 from jacana.posteriors.laplace import Laplace
+from jacana.posteriors.map import MAP
 from jacana.posteriors.method import State
 from jacana.posteriors.nonlinear import Nonlinear
 from jacana.posteriors.observations import Observations
+from jacana.posteriors.point import PointState
 from jacana.posteriors.relinearize import check_start
 from jacana.posteriors.sides import Side
 from jacana.solvers import Height, flow
@@ -55,14 +57,14 @@ class GradientFlow(Nonlinear):
     says.
 
     No step makes the log-likelihood less, up to rounding. It ends before t where all data together could gain no more
-    than one nat: to know the labels of a wide prior by heart takes for ever and teaches nothing. Costs ``method``, and
-    a gradient of all data for each stage of a step: ten or so where they say little, else in proportion to the root of
-    the largest λ, tens to hundreds. In float32, under a prior so wide that small changes grow on the way, rounding
-    decides where it ends.
+    than one nat: to know the labels of a wide prior by heart takes for ever and teaches nothing. Costs what ``method``
+    costs, and a gradient of all data for each stage of a step: ten or so where they say little, else in proportion to
+    the root of the largest λ, tens to hundreds. In float32, under a prior so wide that small changes grow on the way,
+    rounding decides where it ends.
 
     Args:
         time: t, in units of the prior's variance; at most so long.
-        method: whose uncertainty it has, :class:`Laplace`, or :class:`MAP` for none.
+        method: whose uncertainty it has, :class:`Laplace`; or :class:`MAP` for none, which needs no kernel.
         rtol: error that one step may make, relative to 1 + ‖S^−½ δ‖; that of all together is about as large.
         max_gradients: after so many it stops early.
 
@@ -115,7 +117,16 @@ class GradientFlow(Nonlinear):
     def by(self, method: AtMode) -> GradientFlow:
         return replace(self, method=method)
 
+    def condition(self, observations: Observations, *, progress: bool) -> State:
+        if not isinstance(self.method, MAP):
+            return super().condition(observations, progress=progress)
+        check_start(observations.model)
+        weights = self.weights(observations, progress=progress)
+        return GradientFlowState(self, _Start(observations), weights, progress=progress)
+
     def after(self, side: Side, *, progress: bool) -> State:
+        if isinstance(self.method, MAP):
+            return self.condition(side.observations, progress=progress)
         check_start(side.observations.model)
         weights = self.weights(side.observations, progress=progress)
         inner = replace(self.method, method=self.side(side.observations)).after(side, progress=progress)
@@ -182,6 +193,20 @@ class _Hill:
                 pulled = torch.autograd.grad(out, leaves, gradient.to(out), allow_unused=True, materialize_grads=True)
                 slope += network.flatten(pulled)
         return Height(value, self._std * slope, _ROUNDINGS * network.eps * noise)
+
+
+@final
+class _Start(PointState):
+    """The tangent itself, where nobody asks how far its mode is and what else it could be."""
+
+    name: ClassVar[str] = "MAP()"
+
+    @property
+    def weights(self) -> Float64[Tensor, " p"]:
+        return torch.zeros(self.tangent.n_parameters, dtype=torch.float64, device=self.tangent.device)
+
+    def extended(self, more: Observations) -> State:
+        return _Start(self.observations.followed_by(more))
 
 
 @final

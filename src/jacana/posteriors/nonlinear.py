@@ -40,7 +40,6 @@ class Nonlinear(Method):
     def check(self, likelihood: Likelihood) -> None:
         self.method.check(likelihood)
 
-    @final
     def condition(self, observations: Observations, *, progress: bool) -> State:
         check_start(observations.model)
         return self.after(side_of(observations, self.side(observations), progress=progress), progress=progress)
