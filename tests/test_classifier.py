@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset, WeightedRandomSampler
 
 import jacana
+from jacana.evidence import left_out
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")  # the contracts check the shapes of the same calls
 
@@ -295,6 +296,69 @@ def test_loaders_and_columns():
     np.testing.assert_allclose(a.predict_proba(X), b.predict_proba(X), atol=1e-6)
     with pytest.raises(jacana.errors.InvalidData, match="expecting 2"):
         b.predict(np.zeros((3, 5)))
+
+
+@pytest.mark.parametrize(
+    ("method", "atol"),
+    [(jacana.StochasticMAP(rtol=1e-2), 1e-2), (jacana.Laplace(jacana.Pathwise(4)), 1e-4)],
+    ids=["StochasticMAP", "Laplace"],
+)
+def test_a_method_that_streams_leaves_data_where_they_are(method, atol, monkeypatch, tmp_path):
+    """Only what the scales are learned on is taken into memory, where they are learned."""
+    X, y = data(80)
+    X = X.astype(np.float32)
+    file = np.lib.format.open_memmap(tmp_path / "X.npy", "w+", np.float32, X.shape)
+    file[:] = X
+    pairs = DataLoader(TensorDataset(torch.from_numpy(X), torch.from_numpy(y)), batch_size=7)
+    want = classifier(**FIXED, method=method).fit(X, y).predict_proba(X)
+    monkeypatch.setattr("jacana.networks.source.Source.gathered", None)
+    for given in ((pairs,), (file, y)):
+        found = classifier(**FIXED, method=method).fit(*given)
+        np.testing.assert_allclose(found.predict_proba(X), want, atol=atol)
+    monkeypatch.undo()
+    learned = classifier(method=method, temperature=1.0).fit(pairs)
+    assert learned.prior_std_ == pytest.approx(classifier(method=method, temperature=1.0).fit(X, y).prior_std_)
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_a_label_that_is_missing_is_called_so(missing):
+    X, y = data(40)
+    y = np.array(["a", "b", "c"], dtype=object)[y]
+    y[3] = missing
+    with pytest.raises(jacana.errors.InvalidData, match="missing"):
+        classifier(**FIXED).fit(X, y)
+
+
+@pytest.mark.parametrize("criterion", ["leave-one-out", "evidence"])
+@pytest.mark.parametrize("method", [None, "flow"])
+def test_examples_of_weight_zero_are_not_there(criterion, method):
+    X, y = data(40)
+    far = np.full((10, 2), 1e3) + np.arange(10)[:, None]
+    want = classifier(criterion=criterion, method=method).fit(X, y)
+    found = classifier(criterion=criterion, method=method).fit(
+        np.concatenate([X, far]), np.concatenate([y, np.zeros(10, dtype=y.dtype)]), np.repeat([1.0, 0.0], [40, 10])
+    )
+    assert found.prior_std_ == pytest.approx(want.prior_std_, rel=1e-3)
+    assert found.sharpness_ == pytest.approx(want.sharpness_, rel=1e-3)
+    np.testing.assert_allclose(found.predict_proba(X), want.predict_proba(X), atol=1e-3)
+
+
+def test_the_subset_that_scales_are_learned_on_does_not_depend_on_the_order():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(1_000, 2))
+    y = (X[:, 0] + 0.5 * rng.normal(size=1_000) > 0.0).astype(int)
+    order = rng.permutation(1_000)
+
+    def fitted(X, y):
+        gp = jacana.TangentGP(classifier().net, progress=False)
+        return left_out(
+            gp, torch.from_numpy(X), torch.from_numpy(y), likelihood=jacana.Categorical(), prior_std=None,
+            temperature=1.0, power=1.0, sharpness=None, most=100,
+        )  # fmt: skip
+
+    one, other = fitted(X, y), fitted(X[order], y[order])
+    assert one.gp.prior_std == pytest.approx(other.gp.prior_std, rel=1e-6)
+    assert one.score == pytest.approx(other.score, rel=1e-6)
 
 
 def test_samples_are_joint():

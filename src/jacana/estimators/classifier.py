@@ -22,7 +22,7 @@ from jacana.estimators.labels import Labels
 from jacana.evidence import held_out, left_out, maximize_evidence
 from jacana.likelihoods import Tempered
 from jacana.linearization import linearize
-from jacana.networks import Examples, Selection
+from jacana.networks import Selection, Stream, as_targets
 from jacana.posteriors import (
     MAP,
     DirichletRegression,
@@ -188,18 +188,24 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         models = [
             TangentGP(lin, start, mean, self.temperature or 1.0, progress=self.progress) for mean in _MEANS[self.mean]
         ]
+        examples: Any  # or a source of them
         if isinstance(X, DataLoader):
             if sample_weight is not None and not _in_order(X):
                 raise InvalidOption(
                     "sample_weight: got weights beside a DataLoader with an order of its own, so that it is not known "
                     "whose they are; take shuffle=False and no sampler."
                 )
-            examples, y = lin.pairs(X, y, "X")
+            if y is None and method.streams and _in_order(X):
+                with torch.inference_mode(False):
+                    examples = Stream(X, lin.network.input_dtype, lin.device, "X")
+                    y = as_targets(examples.targets(), len(examples), "X")
+            else:
+                examples, y = lin.pairs(X, y, "X")
             y = y.to(torch.int64) if bool((y == y.round()).all()) else y  # targets are numbers; labels count
         else:
-            examples = lin.examples(X, "X")
+            examples = lin.source(X, "X") if method.streams else lin.examples(X, "X")
         labels = Labels.of(
-            y, lin.findings(examples).n_outputs, classes=self.classes, class_weight=self.class_weight,
+            y, lin.findings(examples.head).n_outputs, classes=self.classes, class_weight=self.class_weight,
             sample_weight=sample_weight,
         )  # fmt: skip
         posterior = self._adapted(models, examples, labels, method)
@@ -265,7 +271,7 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         samples = latent.reshape(n_samples, -1, self.posterior_.n_outputs)
         return np.stack([self._columns(likelihood.probabilities(f)) for f in samples])
 
-    def _adapted(self, models: list[TangentGP], examples: Examples, labels: Labels, method: Method) -> Posterior:
+    def _adapted(self, models: list[TangentGP], examples: Any, labels: Labels, method: Method) -> Posterior:
         """The posterior of the model with the best score, its scales learned."""
         prior = "shared" if self.prior_std is None else self.prior_std
         words: dict[str, Any] = {"prior_std": prior, "temperature": self.temperature, "likelihood": labels.likelihood}

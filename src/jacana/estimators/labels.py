@@ -56,8 +56,11 @@ class Labels:
         given = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
         if given.ndim == 2 and given.shape[1] == 1:
             given = given[:, 0]
-        if given.dtype.kind == "f" and not np.isfinite(given).all():
-            raise InvalidData("y: got NaN or infinite labels; leave out the examples whose label is not known.")
+        lost = given.dtype.kind == "O" and any(label is None or label != label for label in given.ravel().tolist())
+        if lost or (given.dtype.kind == "f" and not np.isfinite(given).all()):
+            raise InvalidData(
+                "y: got NaN, infinite or missing labels; leave out the examples whose label is not known."
+            )
         try:
             check_classification_targets(given)
             kind = type_of_target(given, input_name="y")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections import Counter
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from jacana.evidence.sharpest import sharpest
 from jacana.likelihoods import Tempered
+from jacana.networks import places
 from jacana.posteriors import Cavity, GradientFlow, Observations, Posterior, cavity_of
 from jacana.posteriors.at_mode import ModeState
 from jacana.posteriors.gradient_flow import GradientFlowState
@@ -28,7 +29,8 @@ def held_out(post: Posterior, *, progress: bool) -> Posterior:
     as many gradients as the flow itself.
 
     Halves have as many of each class as can be; they depend neither on the order of the examples nor on the names of
-    the classes, and copies of an example are in the same half.
+    the classes, nor on last digits. Copies of an example are one of their weight. A label that is there but once is
+    asked of nobody: the half without it cannot know it.
 
     Args:
         post: by :class:`GradientFlow`, with a :class:`Tempered` likelihood; any other stays as it is.
@@ -37,11 +39,14 @@ def held_out(post: Posterior, *, progress: bool) -> Posterior:
     method, state, told = post.method, post.state, post.likelihood
     if not (isinstance(method, GradientFlow) and isinstance(state, GradientFlowState) and isinstance(told, Tempered)):
         return post
-    data, linear = state.first, state.inner
-    first = _half(data)
-    if bool(first.all()) or not isinstance(linear, ModeState):
+    everything = replace(state.first, likelihood=replace(told, sharpness=1.0))
+    data = everything.counting().distinct()
+    linear = state.inner if data is everything else method.method.condition(data, progress=progress)
+    kinds = _kinds(data.targets)
+    first = _half(data, kinds)
+    asked = _there_twice(kinds)
+    if bool(first.all()) or not len(asked) or not isinstance(linear, ModeState):
         return post
-    covariance = cavity_of(linear.mode, data).covariance
     mean = torch.zeros_like(data.offset)
     for half in (first, ~first):
         seen, rest = (index.nonzero().flatten() for index in (half, ~half))
@@ -49,21 +54,32 @@ def held_out(post: Posterior, *, progress: bool) -> Posterior:
         model = data.model
         there = replace(model, lin=model.lin.moved(model.temperature * change))
         mean[rest.to(mean.device)] = there.output(data.examples.some(rest))
-    tau, _ = sharpest(Cavity(mean, covariance), replace(told, sharpness=1.0), data.targets)
+    here = asked.to(mean.device)
+    cavity = Cavity(mean[here], cavity_of(linear.mode, data).covariance[here])
+    tau, _ = sharpest(cavity, data.likelihood.at(asked), data.targets[here])
     return Posterior(method, state.told(replace(told, sharpness=tau)), post.reason)
 
 
-def _half(data: Observations) -> Bool[Tensor, " n"]:
-    """Which examples are in the first half."""
-    parts = [part.detach().reshape(data.n, -1).contiguous().cpu() for part in data.examples.tensors]
-    rows = torch.cat([part.view(torch.uint8) for part in parts], dim=1).numpy()
-    names = [hashlib.sha256(row.tobytes()).digest() for row in rows]
-    kinds = [tuple(torch.as_tensor(y).flatten().tolist()) for y in data.targets.cpu()]
-    earliest: dict[tuple[float, ...], bytes] = {}
-    for name, kind in zip(names, kinds, strict=True):
-        earliest[kind] = min(name, earliest.get(kind, name))
-    order = sorted(range(data.n), key=lambda i: (earliest[kinds[i]], names[i]))
-    half: dict[bytes, bool] = {}
-    for i in order:
-        half.setdefault(names[i], len(half) % 2 == 0)
-    return torch.tensor([half[name] for name in names])
+def _kinds(targets: Tensor) -> list[tuple[float, ...]]:
+    """The label, or labels, of each example."""
+    rows = targets.detach().to("cpu", torch.float64).reshape(len(targets), -1)
+    return [tuple(row) for row in rows.tolist()]
+
+
+def _half(data: Observations, kinds: list[tuple[float, ...]]) -> Bool[Tensor, " n"]:
+    """Which examples are in the first half: every other one of each kind, by their places."""
+    place = places(data.x).tolist()
+    earliest: dict[tuple[float, ...], float] = {}
+    for kind, at in zip(kinds, place, strict=True):
+        earliest[kind] = min(at, earliest.get(kind, at))
+    order = sorted(range(data.n), key=lambda i: (earliest[kinds[i]], kinds[i], place[i]))
+    first = torch.zeros(data.n, dtype=torch.bool)
+    first[order[::2]] = True
+    return first
+
+
+def _there_twice(kinds: list[tuple[float, ...]]) -> Int64[Tensor, " k"]:
+    """Examples whose label another one has; all, where an example may have several labels."""
+    times = Counter(kinds)
+    several = any(len(kind) > 1 for kind in kinds)
+    return torch.tensor([i for i, kind in enumerate(kinds) if several or times[kind] > 1], dtype=torch.int64)

@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jacana.likelihoods import Likelihood, Tempered, weights_of
+from jacana.likelihoods import Likelihood, Tempered
 from jacana.linearization import Prior, fits
+from jacana.networks import places
 from jacana.posteriors import Mode, Model, Observations, mode_of
 from jacana.posteriors.sides import KernelSide, Side, WeightSide
 
@@ -57,8 +58,8 @@ class Asked:
 class Surface:
     """The prior at each point: logarithms of factors on the scales, then of 1 / T, then of the power of p(y | f).
 
-    With more than ``most`` function values and parameters a subset of the examples, drawn at random, is taken: a prior
-    is not of the data. Copies of an example are one of their weight.
+    With more than ``most`` function values and parameters a subset of the examples, as good as at random, is taken: a
+    prior is not of the data. Copies of an example are one of their weight; what weighs nothing is not there.
 
     Attributes:
         bounds: of each coordinate.
@@ -68,7 +69,7 @@ class Surface:
 
     def __init__(self, observations: Observations, asked: Asked, *, most: int | None = None, progress: bool) -> None:
         everything = observations
-        observations = _some(everything, LARGEST if most is None else most).distinct()
+        observations = _some(everything.counting(), LARGEST if most is None else most).distinct()
         self._subset = observations is not everything
         self.asked, self._temperature = asked, observations.model.temperature
         self.logits = observations.offset * self._temperature
@@ -171,12 +172,11 @@ def _side(observations: Observations, asked: Asked, *, progress: bool) -> tuple[
 
 
 def _some(observations: Observations, most: int) -> Observations:
-    """All, or as many of those that count as a side of that size can be factorised for."""
+    """All, or as many as a side of that size can be factorised for, whatever their order."""
     n = observations.n
     count = max(1, (most if observations.model.lin.n_parameters > most else max(_MANY, most)) // observations.c)
     if n <= count:
         return observations
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
-    counting = weights_of(observations.likelihood, n) > 0.0
-    index = order[counting[order]][:count].sort().values
+    order = places(observations.x).argsort(stable=True)
+    index = order[((torch.arange(count) + 0.5) * (n / count)).to(torch.int64)].sort().values
     return observations.some(index, observations.x.some(index))

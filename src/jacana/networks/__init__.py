@@ -14,7 +14,9 @@ from jacana.networks.examples import joined as joined
 from jacana.networks.head import with_head as with_head
 from jacana.networks.network import Network as Network
 from jacana.networks.network import refuse_infinite as refuse_infinite
+from jacana.networks.places import places as places
 from jacana.networks.selection import Selection as Selection
 from jacana.networks.selection import layer_of as layer_of
 from jacana.networks.source import Source as Source
+from jacana.networks.stream import Stream as Stream
 from jacana.networks.stream import as_source as as_source

@@ -31,9 +31,6 @@ from jacana.solvers import Height, flow
 
 __all__ = ["GradientFlow", "GradientFlowState"]
 
-_UNSAID = 1.0
-"""Nats that all observations together might still gain where the flow has nothing more to learn from them."""
-
 _ROUNDINGS = 16.0
 """Of an output, in eps: what the passes of a deep network may lose."""
 
@@ -56,11 +53,12 @@ class GradientFlow(Nonlinear):
     :class:`NTKClassifier` learns by how much. Samples are deviations of the tangent, J (δ_s − δ̂), from what the network
     says.
 
-    No step makes the log-likelihood less, up to rounding. It ends before t where all data together could gain no more
-    than one nat: to know the labels of a wide prior by heart takes for ever and teaches nothing. Costs what ``method``
-    costs, and a gradient of all data for each stage of a step: ten or so where they say little, else in proportion to
-    the root of the largest λ, tens to hundreds. In float32, under a prior so wide that small changes grow on the way,
-    rounding decides where it ends.
+    No step makes the log-likelihood less, up to rounding. It ends before t where all data together could gain less
+    than ``rtol`` of what the prior has lost, ½ δᵀ S⁻¹ δ, or move no direction by ``rtol`` of its posterior standard
+    deviation, ½ ``rtol``²: a wide prior lets a network know its labels by heart, which takes for ever. Costs what
+    ``method`` costs, and a gradient of all data for each stage of a step: ten or so where they say little, else in
+    proportion to the root of the largest λ, tens to hundreds. In float32, under a prior so wide that small changes
+    grow on the way, rounding decides where it ends.
 
     Args:
         time: t, in units of the prior's variance; at most so long.
@@ -137,8 +135,7 @@ class GradientFlow(Nonlinear):
         rtol, most = float(self.rtol), self.max_gradients
         with differentiable():
             hill = _Hill(observations)
-            enough = hill.top - _UNSAID
-            found = flow(hill, hill.start, float(self.time), rtol=rtol, most=most, enough=enough, progress=progress)
+            found = flow(hill, hill.start, float(self.time), rtol=rtol, most=most, top=hill.top, progress=progress)
         if found.time < self.time:
             why = "no step of any length goes up from there; take the network in float64, or a smaller prior_std"
             if found.evaluations >= self.max_gradients - 1:
@@ -199,7 +196,8 @@ class _Hill:
 class _Start(PointState):
     """The tangent itself, where nobody asks how far its mode is and what else it could be."""
 
-    name: ClassVar[str] = "MAP()"
+    name: ClassVar[str] = "GradientFlow(method=MAP())"
+    cure: ClassVar[str] = "jacana.GradientFlow()"
 
     @property
     def weights(self) -> Float64[Tensor, " p"]:

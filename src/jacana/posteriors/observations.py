@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from jacana.errors import InvalidData, InvalidOption
 from jacana.likelihoods import Gaussian, Likelihood, Weighted, unscaled, weights_of
 from jacana.linearization import Linearization, Prior, push
-from jacana.networks import Data, Examples, Source, as_source, as_targets, followed_by
+from jacana.networks import Data, Examples, Source, as_targets, followed_by
 
 __all__ = ["Model", "Observations", "observe"]
 
@@ -128,6 +128,11 @@ class Observations:
             self, x=x, offset=self.offset[here], targets=self.targets[here], likelihood=self.likelihood.at(index)
         )
 
+    def counting(self) -> Observations:
+        """Those whose weight is not zero; these, where there are no others."""
+        index = weights_of(self.likelihood, self.n).nonzero().flatten()
+        return self if len(index) == self.n else self.some(index, self.x.some(index))
+
     def distinct(self) -> Observations:
         """Each example with its target once, of the weight of all its copies; these, where there are no copies.
 
@@ -186,12 +191,12 @@ def observe(model: Model, x: Data, y: Any, likelihood: Likelihood, *, streams: b
     """
     examples: Examples | Source
     if streams and (y is None) == isinstance(x, DataLoader):  # pairs refuses what does not go together
+        examples = model.lin.source(x)
         with torch.inference_mode(False):
-            examples = as_source(x, model.lin.network.input_dtype, model.lin.device)
             given = examples.targets() if y is None and isinstance(examples, Source) else y
             targets = as_targets(given, len(examples)).to(model.lin.device)
     else:
-        examples, targets = model.lin.pairs(x, y)
+        examples, targets = model.lin.pairs(x.gathered() if isinstance(x, Source) else x, y)
         examples = examples.copied()
     c = model.lin.findings(examples.head).n_outputs
     if len(targets) != len(examples):

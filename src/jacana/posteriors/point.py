@@ -20,9 +20,11 @@ class PointState(State):
 
     Attributes:
         name: what errors call its method.
+        cure: a method that has what it refuses.
     """
 
     name: ClassVar[str]
+    cure: ClassVar[str] = "jacana.Laplace()"
 
     @property
     def log_evidence(self) -> float:
@@ -43,6 +45,4 @@ class PointState(State):
         return torch.zeros(len(x), c, c, dtype=torch.float64, device=self.observations.offset.device)
 
     def _refuse(self, what: str) -> NoReturn:
-        raise InvalidOption(
-            f"method: {self.name} is a point and has no {what}; condition with method=jacana.Laplace()."
-        )
+        raise InvalidOption(f"method: {self.name} is a point and has no {what}; condition with method={self.cure}.")

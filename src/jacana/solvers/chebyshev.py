@@ -90,7 +90,7 @@ def flow(
     *,
     rtol: float,
     most: int,
-    enough: float = math.inf,
+    top: float = math.inf,
     progress: bool = False,
 ) -> Flowed:
     """Solve u' = ∇ψ(u), u(0) = start, up to a time.
@@ -106,7 +106,7 @@ def flow(
         time: for how long.
         rtol: error of a step.
         most: evaluations of ∇ψ, after which it stops.
-        enough: ψ from where there is nothing to flow for.
+        top: what ψ is at most. It ends where ψ could gain less than ``rtol`` of ½ ‖u‖² or of ½ ``rtol``.
         progress: show a bar.
 
     References:
@@ -121,7 +121,8 @@ def flow(
     bar = tqdm(total=1.0, desc="flow", delay=1.0, leave=False, disable=not progress, bar_format=_BAR)
     while now < time and field.left > 1:
         tolerance = rtol * (1.0 + here.size)
-        if here.value >= enough or here.speed * (time - now) <= _STILL * tolerance:
+        left = top - here.value
+        if left <= 0.5 * rtol * max(rtol, here.size**2) or here.speed * (time - now) <= _STILL * tolerance:
             now = time
             break
         length = min(length, time - now, _reach(min(_STAGES, field.left), _MARGIN * stiffness))
