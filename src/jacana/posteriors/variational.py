@@ -42,7 +42,8 @@ class Variational(Method):
     :class:`Categorical`, :class:`Bernoulli`, :class:`Poisson` and :class:`Gaussian`. Of the expected curvature, as
     :class:`HeteroscedasticGaussian` has it, the steps make use as long as the bound grows; the mean is then the best
     for its covariance, but the covariance need not be the best. From three outputs on (but for labels and counts that
-    are observed apart) the bound is that of 256 quasi-random nodes.
+    are observed apart) the bound is that of 256 quasi-random nodes, which are not the same for every output: classes in
+    another order change it by up to .1 nats under a wide prior, and probabilities by up to .02.
 
     Args:
         family: :class:`~jacana.families.FullCovariance` (the default), whose best has the precision S⁻¹ + Jᵀ E[H] J, or
