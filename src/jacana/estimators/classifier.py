@@ -22,7 +22,7 @@ from jacana.estimators.labels import Labels
 from jacana.evidence import held_out, left_out, maximize_evidence
 from jacana.likelihoods import Tempered
 from jacana.linearization import linearize
-from jacana.networks import Selection, Stream, as_targets
+from jacana.networks import Selection, as_source, as_targets
 from jacana.posteriors import (
     MAP,
     DirichletRegression,
@@ -188,22 +188,21 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         models = [
             TangentGP(lin, start, mean, self.temperature or 1.0, progress=self.progress) for mean in _MEANS[self.mean]
         ]
-        examples: Any  # or a source of them
+        examples: Any  # or, where the method takes them from where they are, a source of them
+        examples = as_source(X, lin.network.input_dtype, lin.device, "X") if _streamed(X, y, method) else None
         if isinstance(X, DataLoader):
             if sample_weight is not None and not _in_order(X):
                 raise InvalidOption(
                     "sample_weight: got weights beside a DataLoader with an order of its own, so that it is not known "
                     "whose they are; take shuffle=False and no sampler."
                 )
-            if y is None and method.streams and _in_order(X):
-                with torch.inference_mode(False):
-                    examples = Stream(X, lin.network.input_dtype, lin.device, "X")
-                    y = as_targets(examples.targets(), len(examples), "X")
-            else:
+            if examples is None:
                 examples, y = lin.pairs(X, y, "X")
+            else:
+                y = as_targets(examples.targets(), len(examples), "X")
             y = y.to(torch.int64) if bool((y == y.round()).all()) else y  # targets are numbers; labels count
-        else:
-            examples = lin.source(X, "X") if method.streams else lin.examples(X, "X")
+        elif examples is None:
+            examples = lin.examples(X, "X")
         labels = Labels.of(
             y, lin.findings(examples.head).n_outputs, classes=self.classes, class_weight=self.class_weight,
             sample_weight=sample_weight,
@@ -333,6 +332,11 @@ def _in_order(loader: DataLoader[Any]) -> bool:
     batches = loader.batch_sampler
     sampler = batches.sampler if type(batches) is BatchSampler else loader.sampler if batches is None else None
     return isinstance(loader.dataset, IterableDataset) or isinstance(sampler, SequentialSampler)
+
+
+def _streamed(X: Any, y: Any, method: Method) -> bool:
+    """Whether examples stay where they are."""
+    return method.streams and (not isinstance(X, DataLoader) or (y is None and _in_order(X)))
 
 
 def _inner(method: Method) -> Method:

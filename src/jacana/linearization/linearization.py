@@ -23,10 +23,8 @@ from jacana.networks import (
     Examples,
     Network,
     Selection,
-    Source,
     as_examples,
     as_pairs,
-    as_source,
     differentiable,
     refuse_batch_statistics,
     refuse_infinite,
@@ -229,11 +227,6 @@ class Linearization:
         """Checked examples in the network's dtype, on its device; with ``graph``, open to gradients."""
         with torch.inference_mode(False):  # what is made here must be fit for a backward pass
             return as_examples(x, self.network.input_dtype, self.device, name, graph=graph)
-
-    def source(self, x: Data, name: str = "x") -> Examples | Source:
-        """Checked examples; those of a loader or a memory map where they are."""
-        with torch.inference_mode(False):
-            return as_source(x, self.network.input_dtype, self.device, name)
 
     def pairs(self, x: Data, y: Any, name: str = "x") -> tuple[Examples, Tensor]:
         """Checked examples and targets."""

@@ -18,5 +18,4 @@ from jacana.networks.places import places as places
 from jacana.networks.selection import Selection as Selection
 from jacana.networks.selection import layer_of as layer_of
 from jacana.networks.source import Source as Source
-from jacana.networks.stream import Stream as Stream
 from jacana.networks.stream import as_source as as_source

@@ -69,9 +69,10 @@ def as_source(x: Data | Source, dtype: torch.dtype, device: torch.device, name: 
     """
     if isinstance(x, Source):
         return x
-    if isinstance(x, DataLoader):
-        return Stream(x, dtype, device, name)
-    return Mapped(x, dtype, device, name) if is_mapped(x) else as_examples(x, dtype, device, name).copied()
+    with torch.inference_mode(False):  # what is made here must be fit for a backward pass
+        if isinstance(x, DataLoader):
+            return Stream(x, dtype, device, name)
+        return Mapped(x, dtype, device, name) if is_mapped(x) else as_examples(x, dtype, device, name).copied()
 
 
 class _Aside:

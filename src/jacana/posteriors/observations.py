@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from jacana.errors import InvalidData, InvalidOption
 from jacana.likelihoods import Gaussian, Likelihood, Weighted, unscaled, weights_of
 from jacana.linearization import Linearization, Prior, push
-from jacana.networks import Data, Examples, Source, as_targets, followed_by
+from jacana.networks import Data, Examples, Source, as_source, as_targets, followed_by
 
 __all__ = ["Model", "Observations", "observe"]
 
@@ -191,7 +191,7 @@ def observe(model: Model, x: Data, y: Any, likelihood: Likelihood, *, streams: b
     """
     examples: Examples | Source
     if streams and (y is None) == isinstance(x, DataLoader):  # pairs refuses what does not go together
-        examples = model.lin.source(x)
+        examples = as_source(x, model.lin.network.input_dtype, model.lin.device)
         with torch.inference_mode(False):
             given = examples.targets() if y is None and isinstance(examples, Source) else y
             targets = as_targets(given, len(examples)).to(model.lin.device)
