@@ -18,10 +18,10 @@ pytestmark = pytest.mark.usefixtures("as_users_run_it")  # the contracts check t
 DOUBLE = torch.float64
 
 
-def task(n=24, c=3, seed=0):
+def task(n=24, c=3, seed=0, width=9):
     """A network, inputs and labels that it half explains."""
     torch.manual_seed(seed)
-    net = nn.Sequential(nn.Linear(2, 9), nn.Tanh(), nn.Linear(9, c)).double()
+    net = nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, c)).double()
     x = torch.randn(n, 2, dtype=DOUBLE)
     noisy = net(x).detach() + 0.5 * torch.randn(n, c, dtype=DOUBLE) + x.repeat(1, 2)[:, :c]
     return net, x, noisy.argmax(1) if c > 1 else (noisy[:, 0] > 0).double()
@@ -48,20 +48,13 @@ EVERY = pytest.mark.parametrize("name", likelihoods())
 @pytest.mark.parametrize("name", expected())
 @pytest.mark.parametrize("side", [KernelSide, WeightSide])
 @pytest.mark.parametrize("by_layer", [False, True])
-def test_the_slope_of_the_evidence_is_its_finite_difference(name, side, by_layer, monkeypatch):
+def test_the_slope_of_the_evidence_is_its_finite_difference(name, side, by_layer):
     likelihood, c = expected()[name]
     net, x, y = task(c=c)
     y = x[:, :1] + x[:, 1:].abs() * torch.randn(len(x), 1, dtype=DOUBLE) if name == "expected curvature" else y
-    from jacana.evidence import surface as module
-
-    def chosen(observations, asked, *, progress):
-        made = KernelSide.of(observations, layers=by_layer) if side is KernelSide else None
-        made = made or WeightSide(observations, layers=by_layer)
-        return made, made.sizes
-
-    monkeypatch.setattr(module, "_side", chosen)
     observations = observe(jacana.TangentGP(net, 0.7, temperature=1.3).model, x, y, likelihood)
-    surface = Surface(observations, Asked(True, by_layer, True), progress=False)
+    made = KernelSide.of(observations, layers=by_layer) if side is KernelSide else None
+    surface = Surface(made or WeightSide(observations, layers=by_layer), Asked(True, by_layer, True), subset=False)
 
     def value(point):
         found, mode = surface.mode(point)
@@ -124,7 +117,7 @@ def test_examples_that_do_not_count_are_not_searched_on(monkeypatch):
     monkeypatch.setattr(surface, "_MANY", 12)
     likelihood = jacana.Weighted(jacana.Categorical(), weights)
     observations = observe(jacana.TangentGP(net).model, x, y, likelihood)
-    some = Surface(observations, Asked(True, False, True), progress=False)._side.observations
+    some = Surface.of(observations, Asked(True, False, True), progress=False)._side.observations
     assert some.n == 4
     assert bool((some.likelihood.weights == 1.0).all())
 
@@ -286,9 +279,52 @@ def test_a_subset_is_enough_where_there_are_many(monkeypatch):
     net, x, y = task(n=60)
     monkeypatch.setattr(surface, "LARGEST", 30)
     observations = observe(jacana.TangentGP(net).model, x, y, jacana.Categorical())
-    assert Surface(observations, Asked(True, False, True), progress=False).logits.shape == (10, 3)
+    assert Surface.of(observations, Asked(True, False, True), progress=False).logits.shape == (10, 3)
     gp, _ = jacana.maximize_leave_one_out(jacana.TangentGP(net), x, y, likelihood=jacana.Categorical())
     assert gp.prior_std > 0
+
+
+def test_the_way_that_few_examples_tell_ends_where_all_lead(monkeypatch):
+    import importlib
+
+    module = importlib.import_module("jacana.evidence.left_out")
+    net, x, y = task(n=80, width=40)
+    observations = observe(jacana.TangentGP(net).model, x, y, jacana.Categorical())
+    asked = Asked(True, by_layer=False, temperature=True, power=True)
+    looked: list[int] = []
+
+    def counted(surface, point):
+        looked.append(len(surface.logits))
+        return cost(surface, point)
+
+    cost = module._cost
+    monkeypatch.setattr(module, "_cost", counted)
+    found = {}
+    for rough in (10_000, 90):
+        monkeypatch.setattr(module, "_ROUGH", rough)
+        looked.clear()
+        found[rough] = (*module._search(Surface.of(observations, asked, progress=False)), looked.count(80))
+        assert set(looked) == ({80} if rough == 10_000 else {30, 80})
+    assert found[90][1] == pytest.approx(found[10_000][1], abs=0.01)
+    assert found[90][0] == pytest.approx(found[10_000][0], abs=0.15)
+    assert found[90][2] < 0.7 * found[10_000][2]
+
+
+def test_a_thinned_surface_is_that_of_its_examples():
+    net, x, y = task(n=40, width=40)
+    likelihood = jacana.Weighted(jacana.Categorical(), torch.arange(1, 41, dtype=DOUBLE) / 10)
+    model = jacana.TangentGP(net, {"0": 0.5, "2": 0.8}, temperature=1.3).model
+    observations = observe(model, x, y, likelihood)
+    for by_layer in (False, True):
+        asked = Asked(True, by_layer=by_layer, temperature=True)
+        surface = Surface(KernelSide.of(observations, layers=by_layer), asked, subset=False)
+        assert surface.thinned(120) is surface
+        thinned, apart = surface.thinned(60), Surface.of(observations, asked, most=60, progress=False)
+        point = np.linspace(-0.4, 0.3, len(surface.bounds))
+        one, other = (evidence(*some.mode(point), some.logits / some.read(point)[1]) for some in (thinned, apart))
+        assert one[0] == pytest.approx(other[0], rel=1e-12)
+        assert torch.allclose(one[1], other[1], rtol=1e-9, atol=1e-12)
+        assert thinned.settled(point, model, likelihood) is None
 
 
 @pytest.mark.parametrize("maximize", [jacana.maximize_evidence, jacana.maximize_leave_one_out])

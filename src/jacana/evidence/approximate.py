@@ -50,9 +50,8 @@ def approximate(
         Rasmussen and Williams 2006, section 5.5.1. Immer, Bauer, Fortuin, Rätsch, Khan 2021 (arXiv 2104.04975). Antorán
         et al. 2022 (arXiv 2206.08900): the mode has to be that of the linear model.
     """
-    surface = Surface(observations, asked, most=most, progress=progress)
-    few = observations.n * observations.c > _FEW and observations.model.lin.n_parameters > _FEW
-    rough = Surface(observations, asked, most=_FEW, progress=progress) if few else surface
+    surface = Surface.of(observations, asked, most=most, progress=progress)
+    rough = surface.thinned(_FEW)
 
     def objective(point: Vector, surface: Surface) -> tuple[float, Vector]:
         try:

@@ -47,6 +47,18 @@ _POWERS = (1.0, 10.0, 100.0)
 _FEW = 1_500
 """Function values that tell how the scales of layers compare."""
 
+_ROUGH = 600
+"""Function values by which the way is looked for, where there are more."""
+
+_FAR, _NEAR, _END = 0.3, 0.15, 0.02
+"""Radii of the search: about the best of a grid, about what few of the examples say, and in the end."""
+
+_MOST = 25
+"""Evaluations of the search, for each coordinate."""
+
+_DEAR = 1e3
+"""Nats that no point is worse by than the first, for models of a cliff say nothing."""
+
 _FAILED = 1e300
 
 
@@ -77,8 +89,8 @@ def maximize_leave_one_out(
     said of new ones should be, τ: what smooths best need not be calibrated. Temperature, w and τ have a prior about
     one, because a few labels do not say everything.
 
-    Costs some 100 Laplace approximations, each of a few factorisations, on at most 3,000 function values; 30,000 where
-    the parameters are fewer than 3,000.
+    Costs some 100 Laplace approximations, each of a few factorisations: on at most 600 function values all but 30 of
+    them, and these on at most 3,000; 30,000 where the parameters are fewer than 3,000.
 
     Args:
         gp: the model; its ``prior_std`` gives the shape of the prior that is scaled.
@@ -184,7 +196,7 @@ def left_out(
             base = scaled(base, scales, layers=True)
             observations = replace(observations, model=base.model)
         shared = Asked(asked.scales, by_layer=False, temperature=asked.temperature, power=learns)
-        surface = Surface(observations, shared, most=most, progress=gp.progress)
+        surface = Surface.of(observations, shared, most=most, progress=gp.progress)
         point, score = _search(surface)
         scales, found = surface.learned(point, len(base.linearization.layers))
         base = scaled(base, scales, layers=False) if asked.scales else base
@@ -201,30 +213,49 @@ def left_out(
 
 
 def _search(surface: Surface) -> tuple[Vector, float]:
-    """The best of a grid, refined by a simplex, and its score."""
+    """The best of a grid, refined, and its score: with few of the examples first, then with all.
 
-    def objective(point: Vector) -> float:
-        point = surface.clipped(point)
-        try:
-            side, mode = surface.mode(point)
-        except NotPositiveDefinite:
-            return _FAILED
-        data = side.observations
-        log_probability = cavity_of(mode, data).log_probability(data.likelihood, data.targets).sum()
-        value = surface.doubt(point)[0] - float(log_probability)
-        return value if np.isfinite(value) else _FAILED
+    References:
+        Ragonneau and Zhang 2024, COBYQA: derivative-free optimization by quadratic models in a trust region.
+    """
+    rough = surface.thinned(_ROUGH)
+    best = min([*_grid(rough), rough.clipped(rough.given)], key=lambda point: _cost(rough, point))
+    point, cost = _refined(rough, best, _FAR)
+    if rough is not surface:
+        best = min([surface.clipped(point), surface.clipped(surface.given)], key=lambda point: _cost(surface, point))
+        point, cost = _refined(surface, best, _NEAR)
+    return point, -cost
 
-    given = surface.clipped(surface.given)
-    if not len(given):
-        return given, -objective(given)
+
+def _grid(surface: Surface) -> list[Vector]:
     temperatures = _TEMPERATURES if surface.asked.temperature else (1.0,)
     sizes = _SIZES if surface.n_scales else (1.0,)
     powers = _POWERS if surface.asked.power else (1.0,)
-    grid = [surface.common(*point) for point in itertools.product(sizes, temperatures, powers)]
-    best = min([*grid, given], key=objective)
-    simplex = np.vstack([best, *(surface.clipped(best + 0.3 * unit) for unit in np.eye(len(best)))])
-    found = minimize(
-        objective, best, method="Nelder-Mead",
-        options={"initial_simplex": simplex, "xatol": 0.05, "fatol": 0.01, "maxfev": 25 * len(best)},
-    )  # fmt: skip
-    return surface.clipped(found.x), -float(found.fun)
+    return [surface.common(*point) for point in itertools.product(sizes, temperatures, powers)]
+
+
+def _refined(surface: Surface, start: Vector, radius: float) -> tuple[Vector, float]:
+    """Where quadratic models of the cost lead, the first of this radius, and the cost there."""
+    best = _cost(surface, start)
+    if not len(start) or best >= _FAILED:
+        return start, best
+
+    def cost(point: Vector) -> float:
+        return min(_cost(surface, point), best + _DEAR)
+
+    options: Any = {"initial_tr_radius": radius, "final_tr_radius": _END, "maxfev": _MOST * len(start)}
+    found = minimize(cost, start, method="COBYQA", bounds=surface.bounds, options=options)
+    return surface.clipped(found.x), float(found.fun)
+
+
+def _cost(surface: Surface, point: Vector) -> float:
+    """What is made small: less the log-probability of the labels left out, and the doubt."""
+    point = surface.clipped(point)
+    try:
+        side, mode = surface.mode(point)
+    except NotPositiveDefinite:
+        return _FAILED
+    data = side.observations
+    log_probability = cavity_of(mode, data).log_probability(data.likelihood, data.targets).sum()
+    value = surface.doubt(point)[0] - float(log_probability)
+    return value if np.isfinite(value) else _FAILED

@@ -8,6 +8,7 @@ from typing import final
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -58,22 +59,23 @@ class Asked:
 class Surface:
     """The prior at each point: logarithms of factors on the scales, then of 1 / T, then of the power of p(y | f).
 
-    With more than ``most`` function values and parameters a subset of the examples, as good as at random, is taken: a
-    prior is not of the data. Copies of an example are one of their weight; what weighs nothing is not there.
-
     Attributes:
+        asked: what the coordinates are.
         bounds: of each coordinate.
         given: the point that there is.
         typical: the logarithm of the standard deviation of a logit that each scale gives.
+
+    Args:
+        side: of the data.
+        asked: what is learned.
+        subset: whether there are more data.
     """
 
-    def __init__(self, observations: Observations, asked: Asked, *, most: int | None = None, progress: bool) -> None:
-        everything = observations
-        observations = _some(everything.counting(), LARGEST if most is None else most).distinct()
-        self._subset = observations is not everything
-        self.asked, self._temperature = asked, observations.model.temperature
+    def __init__(self, side: KernelSide | WeightSide, asked: Asked, *, subset: bool) -> None:
+        self.asked, self._side, self._subset = asked, side, subset
+        observations, size = side.observations, side.sizes
+        self._temperature = observations.model.temperature
         self.logits = observations.offset * self._temperature
-        self._side, size = _side(observations, asked, progress=progress)
         typical: Vector = torch.where(size > 0.0, size, 1.0).log().cpu().numpy()  # a layer that does nothing stays
         self.n_scales = len(size) if asked.scales else 0
         low, high = np.log(_SCALE_RANGE)
@@ -89,6 +91,29 @@ class Surface:
         rest = [-math.log(self._temperature)] * asked.temperature + [0.0] * asked.power
         self.given: Vector = np.array([0.0] * self.n_scales + rest)
         self._start: Tensor | None = None
+
+    @classmethod
+    def of(cls, observations: Observations, asked: Asked, *, most: int | None = None, progress: bool) -> Surface:
+        """Of all of these, or with more than ``most`` function values and parameters of a subset.
+
+        The subset is as good as at random, whatever their order: a prior is not of the data. Copies of an example are
+        one of their weight; what weighs nothing is not there.
+        """
+        some = observations.counting()
+        index = _ranked(some, LARGEST if most is None else most)
+        some = (some if index is None else some.some(index, some.x.some(index))).distinct()
+        return cls(_side(some, asked, progress=progress), asked, subset=some is not observations)
+
+    def thinned(self, most: int) -> Surface:
+        """The same with at most so many function values, where there are more and as many parameters: a rough map."""
+        observations = self._side.observations
+        index = _ranked(observations, most)
+        if index is None:
+            return self
+        some = observations.some(index, observations.x.some(index))
+        side = self._side
+        side = side.some(some, index) if isinstance(side, KernelSide) else _side(some, self.asked, progress=False)
+        return Surface(side, self.asked, subset=True)
 
     def common(self, size: float, temperature: float = 1.0, power: float = 1.0) -> Vector:
         """The point where all layers with the same share give a logit this standard deviation."""
@@ -161,22 +186,19 @@ class Surface:
         return self._side.rescaled(replace(here, model=replace(model, prior=prior)))
 
 
-def _side(observations: Observations, asked: Asked, *, progress: bool) -> tuple[KernelSide | WeightSide, Tensor]:
-    """The side of less work, and the root of K's mean diagonal, by layer if asked for."""
+def _side(observations: Observations, asked: Asked, *, progress: bool) -> KernelSide | WeightSide:
+    """The side of less work, by layer if asked for."""
     rows, p = observations.n * observations.c, observations.model.lin.n_parameters
     if rows <= p or rows <= min(_WIDER * p, LARGEST) or not fits(6 * 8 * p * p, observations.model.lin.device):
-        kernel = KernelSide.of(observations, layers=asked.by_layer, progress=progress)
-        return kernel, kernel.sizes
-    weights = WeightSide(observations, layers=asked.by_layer)
-    return weights, weights.sizes
+        return KernelSide.of(observations, layers=asked.by_layer, progress=progress)
+    return WeightSide(observations, layers=asked.by_layer)
 
 
-def _some(observations: Observations, most: int) -> Observations:
-    """All, or as many as a side of that size can be factorised for, whatever their order."""
+def _ranked(observations: Observations, most: int) -> Int64[Tensor, " m"] | None:
+    """As many as a side of that size can be factorised for, whatever their order; None for all."""
     n = observations.n
     count = max(1, (most if observations.model.lin.n_parameters > most else max(_MANY, most)) // observations.c)
     if n <= count:
-        return observations
+        return None
     order = places(observations.x).argsort(stable=True)
-    index = order[((torch.arange(count) + 0.5) * (n / count)).to(torch.int64)].sort().values
-    return observations.some(index, observations.x.some(index))
+    return order[((torch.arange(count) + 0.5) * (n / count)).to(torch.int64)].sort().values

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import final
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from jacana.errors import NotPositiveDefinite
@@ -61,6 +61,12 @@ class KernelSide(Side):
     def rescaled(self, observations: Observations, scales: Sequence[float]) -> KernelSide:
         """The same shares with other scales, which the prior of ``observations`` has."""
         return KernelSide(observations, self._kernels, scales)
+
+    def some(self, observations: Observations, index: Int64[Tensor, " m"]) -> KernelSide:
+        """Of the examples with these numbers, which ``observations`` are, from the same kernel."""
+        c = self.observations.c
+        rows = (c * index.unsqueeze(1) + torch.arange(c)).flatten().to(self.kernel.device)
+        return KernelSide(observations, [kernel[rows][:, rows] for kernel in self._kernels], self._scales)
 
     def narrowed(self, observations: Observations, factor: float) -> KernelSide:
         return self.rescaled(observations, [factor * scale for scale in self._scales])
