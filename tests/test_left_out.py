@@ -310,6 +310,20 @@ def test_the_way_that_few_examples_tell_ends_where_all_lead(monkeypatch):
     assert found[90][2] < 0.7 * found[10_000][2]
 
 
+@pytest.mark.parametrize("seed", [0, 8, 9])
+def test_where_labels_say_nothing_their_order_says_nothing_either(seed):
+    torch.manual_seed(seed)
+    inner = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3), nn.ReLU())
+    net = nn.Sequential(*inner, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).double()
+    x, y, order = torch.randn(60, 1, 8, 8, dtype=DOUBLE), torch.randint(3, (60,)), torch.randperm(60)
+
+    def learned(x, y):
+        gp, likelihood = jacana.maximize_leave_one_out(jacana.TangentGP(net), x, y, likelihood=jacana.Categorical())
+        return gp.prior_std, gp.temperature, likelihood.power, likelihood.sharpness
+
+    assert learned(x[order], y[order]) == pytest.approx(learned(x, y), rel=1e-9)
+
+
 def test_a_thinned_surface_is_that_of_its_examples():
     net, x, y = task(n=40, width=40)
     likelihood = jacana.Weighted(jacana.Categorical(), torch.arange(1, 41, dtype=DOUBLE) / 10)

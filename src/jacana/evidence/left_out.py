@@ -9,7 +9,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import Bounds, minimize
 
 from jacana.errors import InvalidOption, NotPositiveDefinite
 from jacana.evidence.approximate import approximate
@@ -58,6 +58,9 @@ _MOST = 25
 
 _DEAR = 1e3
 """Nats that no point is worse by than the first, for models of a cliff say nothing."""
+
+_DIGITS = 6
+"""Decimals of nats and of logarithms that it sees: where rounding is told apart, the order of examples leads it."""
 
 _FAILED = 1e300
 
@@ -240,12 +243,13 @@ def _refined(surface: Surface, start: Vector, radius: float) -> tuple[Vector, fl
     if not len(start) or best >= _FAILED:
         return start, best
 
-    def cost(point: Vector) -> float:
-        return min(_cost(surface, point), best + _DEAR)
+    def cost(change: Vector) -> float:
+        return round(min(_cost(surface, start + change) - best, _DEAR), _DIGITS)
 
     options: Any = {"initial_tr_radius": radius, "final_tr_radius": _END, "maxfev": _MOST * len(start)}
-    found = minimize(cost, start, method="COBYQA", bounds=surface.bounds, options=options)
-    return surface.clipped(found.x), float(found.fun)
+    room = Bounds(*(np.array(surface.bounds).T - start).round(_DIGITS))
+    found = minimize(cost, np.zeros_like(start), method="COBYQA", bounds=room, options=options)
+    return surface.clipped(start + found.x), best + float(found.fun)
 
 
 def _cost(surface: Surface, point: Vector) -> float:
