@@ -221,12 +221,13 @@ def _search(surface: Surface) -> tuple[Vector, float]:
     References:
         Ragonneau and Zhang 2024, COBYQA: derivative-free optimization by quadratic models in a trust region.
     """
+    given = surface.clipped(surface.given)
+    if not len(given):
+        return given, -_cost(surface, given)
     rough = surface.thinned(_ROUGH)
-    best = min([*_grid(rough), rough.clipped(rough.given)], key=lambda point: _cost(rough, point))
-    point, cost = _refined(rough, best, _FAR)
+    point, cost = _refined(rough, [*_grid(rough), rough.clipped(rough.given)], _FAR)
     if rough is not surface:
-        best = min([surface.clipped(point), surface.clipped(surface.given)], key=lambda point: _cost(surface, point))
-        point, cost = _refined(surface, best, _NEAR)
+        point, cost = _refined(surface, [surface.clipped(point), given], _NEAR)
     return point, -cost
 
 
@@ -237,10 +238,12 @@ def _grid(surface: Surface) -> list[Vector]:
     return [surface.common(*point) for point in itertools.product(sizes, temperatures, powers)]
 
 
-def _refined(surface: Surface, start: Vector, radius: float) -> tuple[Vector, float]:
-    """Where quadratic models of the cost lead, the first of this radius, and the cost there."""
-    best = _cost(surface, start)
-    if not len(start) or best >= _FAILED:
+def _refined(surface: Surface, starts: list[Vector], radius: float) -> tuple[Vector, float]:
+    """Where quadratic models of the cost lead from the best of these, the first of this radius, and the cost there."""
+    costs = [_cost(surface, start) for start in starts]
+    best = min(costs)
+    start = starts[costs.index(best)]
+    if best >= _FAILED:
         return start, best
 
     def cost(change: Vector) -> float:
